@@ -1,0 +1,151 @@
+"""The seam: all that the scheduler and the HTTP edge know of a model.
+
+An adapter (models/qwen3_vl and others) implements EmbeddingModel. `prepare` runs on CPU threads, one input at a time, and
+finds everything that is wrong with an input; `embed` runs on the one thread that owns the device. Nothing here knows HTTP or
+asyncio, and torch is not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingInput:
+    """One thing to embed: its parts are fused into one vector, in their order.
+
+    `instruction` None is the model's default; `verbatim` takes it as it stands, without the official embedder's tidying.
+    More than `max_tokens` tokens (None: as many as the model reads) are cut where `truncate` is set, else refused.
+    """
+
+    parts: tuple[str | Image.Image, ...]
+    instruction: str | None = None
+    verbatim: bool = False
+    max_tokens: int | None = None
+    truncate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageGrid:
+    """How an image is read: sizes are (width, height) in pixels, `grid` is (rows, columns) in patches."""
+
+    original_size: tuple[int, int]
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedImage:
+    """An image as the vision tower reads it: `patches` is uint8 of shape (rows * columns, channels * patch_size ** 2)."""
+
+    grid: ImageGrid
+    patches: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedInput:
+    """A valid input, tokenised, its cost known: it fits the model and the limit.
+
+    `token_ids` is int64 of shape (num_tokens,); image placeholders in it are as many as the images' tokens. `positions` is
+    int64 of shape (3, num_tokens): time, height and width; None where all three are 0 .. num_tokens - 1.
+    """
+
+    token_ids: npt.NDArray[np.int64]
+    images: tuple[PreparedImage, ...] = ()
+    positions: npt.NDArray[np.int64] | None = None
+    truncated: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Every token that the model reads: template, text and image."""
+        return len(self.token_ids)
+
+    @property
+    def image_tokens(self) -> int:
+        return sum(image.grid.num_tokens for image in self.images)
+
+    @property
+    def text_tokens(self) -> int:
+        return self.num_tokens - self.image_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What the model would read of an input. `prompt` has image placeholders as the template writes them; `refusal` says why
+    the input would be refused, None where it would not; `text_tokens` is None for a text too long to be worth counting."""
+
+    prompt: str
+    text_tokens: int | None
+    image_tokens: int
+    images: tuple[ImageGrid, ...]
+    truncated: bool
+    refusal: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded model is. `fingerprint` is a hex digest of all that decides a vector: weights, template, tokenizer,
+    image settings and dtype; `width` the number of components; `max_tokens` the longest sequence it was made for."""
+
+    model_type: str
+    width: int
+    max_tokens: int
+    device: str
+    dtype: str
+    fingerprint: str
+    supports_images: bool
+
+
+class EmbeddingModel(Protocol):
+    """A model, loaded."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def prepare(self, item: EmbeddingInput) -> PreparedInput:
+        """Tokenise and preprocess one input. Safe in many threads at once.
+
+        Raises InvalidInput for what this model cannot embed, InputTooLong among it.
+        """
+
+    def describe(self, item: EmbeddingInput) -> Description:
+        """What `prepare` would make of an input, without its pixels. Raises InvalidInput, but not for its length."""
+
+    def embed(self, batch: Sequence[PreparedInput]) -> npt.NDArray[np.float32]:
+        """Unit vectors, float32 of shape (len(batch), width), row i of batch[i]. Only ever called by the device's thread.
+
+        Raises OutOfDeviceMemory where a smaller batch may fit, DeviceLost where nothing more can be run.
+        """
+
+    def warm_up(self) -> float:
+        """Run once at every shape that pays, and return the measured rate in tokens per second."""
+
+    def memory_bytes(self) -> int:
+        """Memory that the device has given to this process, in bytes; 0 on a CPU."""
+
+
+class InvalidInput(ValueError):
+    """The client's mistake. The message is safe to show, and says what to do."""
+
+
+class InputTooLong(InvalidInput):
+    """More tokens than the limit, and not to be cut."""
+
+
+class ModelLoadError(RuntimeError):
+    """No usable checkpoint: missing, incomplete, broken, or of a kind that is not known. The message is one clear line."""
+
+
+class OutOfDeviceMemory(RuntimeError):
+    """This batch does not fit; a smaller one may."""
+
+
+class DeviceLost(RuntimeError):
+    """The device is unusable until the process is started anew."""

@@ -1,0 +1,66 @@
+"""Where a model runs and in what precision, and what the device's errors mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from models.base import DeviceLost, ModelLoadError, OutOfDeviceMemory
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def resolve_device(setting: str) -> str:
+    """DEVICE as torch has it: `auto` is CUDA where there is one. Raises ModelLoadError where CUDA is asked for and absent."""
+    if setting == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if setting.startswith("cuda"):
+        index = torch.device(setting).index or 0
+        if not torch.cuda.is_available():
+            raise ModelLoadError(f"DEVICE={setting}, but torch finds no CUDA device; set DEVICE=cpu, or DEVICE=auto to take what is there")
+        if index >= torch.cuda.device_count():
+            raise ModelLoadError(f"DEVICE={setting}, but only {torch.cuda.device_count()} CUDA devices are visible, counted from 0")
+    return setting
+
+
+def checkpoint_dtype(config: Any) -> torch.dtype:
+    """The dtype that a checkpoint's config.json names, its text part's where the whole names none."""
+    dtype = config.dtype or getattr(config.get_text_config(), "dtype", None) or torch.float32
+    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
+
+
+def choose_dtype(setting: str, checkpoint: torch.dtype, device: torch.device) -> torch.dtype:
+    """DTYPE, where `auto` is the checkpoint's own, or float32 on a CPU that has no instructions for it.
+
+    A function of checkpoint and machine, never of a timing: the same deployment always gives the same vectors.
+    """
+    if setting != "auto":
+        chosen: torch.dtype = getattr(torch, setting)
+        return chosen
+    if device.type == "cpu" and checkpoint in HALF and not (checkpoint is torch.bfloat16 and _cpu_has_bfloat16()):
+        return torch.float32
+    return checkpoint
+
+
+def _cpu_has_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Say torch's errors in the seam's words: out of memory, or a device that is lost."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfDeviceMemory(str(error)) from None
+    except (torch.AcceleratorError, RuntimeError) as error:
+        # A CPU allocator says it in words; a CUDA error that is not memory leaves the context unusable.
+        if "not enough memory" in str(error) or "can't allocate memory" in str(error):
+            raise OutOfDeviceMemory(str(error)) from None
+        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+            raise DeviceLost(str(error)) from error
+        raise

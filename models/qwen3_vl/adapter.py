@@ -1,0 +1,134 @@
+"""The Qwen3-VL-Embedding family: any checkpoint whose config.json says `model_type: qwen3_vl`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoProcessor, Qwen3VLModel
+
+from models import devices, rates
+from models.base import Description, EmbeddingInput, ImageGrid, InputTooLong, ModelInfo, ModelLoadError, PreparedInput
+from models.fingerprint import fingerprint
+from models.pooling import normalize
+from models.qwen3_vl.prompt import Prompt, PromptTokenizer, tidy_instruction
+from models.qwen3_vl.reference import ReferenceForward
+from models.qwen3_vl.vision import ImageLimits, VisionSpec, extract_patches, mrope_positions, plan_image
+
+
+class Qwen3VLEmbedding:
+    """An EmbeddingModel: the last token's hidden state, normalised."""
+
+    def __init__(self, path: Path, *, device: str, dtype: str, limits: ImageLimits, allow_pickle: bool) -> None:
+        """Load a checkpoint. `device` is a torch device, `dtype` "auto" or a torch dtype's name. Raises ModelLoadError."""
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+        self._device = torch.device(device)
+        self._limits = limits
+        self._spec = VisionSpec.from_processor(processor.image_processor)
+        self._tokenizer = PromptTokenizer(processor)
+        _check_processor(self._spec, self._tokenizer, config)
+        chosen = devices.choose_dtype(dtype, devices.checkpoint_dtype(config), self._device)
+        model = _load_weights(path, chosen, allow_pickle).to(self._device).eval()
+        self._forward = ReferenceForward(model, self._spec)
+        self._max_tokens: int = config.text_config.max_position_embeddings
+        self.info = ModelInfo(
+            model_type=config.model_type,
+            width=config.text_config.hidden_size,
+            max_tokens=self._max_tokens,
+            device=str(self._device),
+            dtype=str(chosen).removeprefix("torch."),
+            fingerprint=fingerprint(
+                path, model.state_dict(), settings={"dtype": str(chosen), "image_limits": (limits.max_width, limits.max_height)}
+            ),
+            supports_images=True,
+        )
+
+    def prepare(self, item: EmbeddingInput) -> PreparedInput:
+        """Tokenise, and cut images into patches. Raises InvalidInput."""
+        prompt, grids = self._plan(item)
+        limit = self._limit(item)
+        fitted, ids = self._tokenizer.fit(prompt, limit, item.truncate)
+        token_ids = np.array(ids, dtype=np.int64)
+        images = [part for part in item.parts if isinstance(part, Image.Image)]
+        return PreparedInput(
+            token_ids=token_ids,
+            images=tuple(extract_patches(image, grid, self._spec) for image, grid in zip(images, grids, strict=True)),
+            positions=mrope_positions(token_ids, self._tokenizer.image_token_id, self._spec.merge_size, grids) if grids else None,
+            truncated=fitted is not prompt,
+        )
+
+    def describe(self, item: EmbeddingInput) -> Description:
+        """What `prepare` would make of an input, without its pixels. Raises InvalidInput, but not for its length."""
+        prompt, grids = self._plan(item)
+        image_tokens = sum(prompt.image_tokens)
+        try:
+            fitted, ids = self._tokenizer.fit(prompt, self._limit(item), item.truncate)
+        except InputTooLong as error:
+            countable = not self._tokenizer.surely_over(prompt, self._max_tokens)
+            text_tokens = len(self._tokenizer.encode(prompt)) - image_tokens if countable else None
+            return Description(prompt.render(), text_tokens, image_tokens, grids, truncated=False, refusal=str(error))
+        return Description(fitted.render(), len(ids) - image_tokens, image_tokens, grids, truncated=fitted is not prompt, refusal=None)
+
+    def embed(self, batch: Sequence[PreparedInput]) -> npt.NDArray[np.float32]:
+        """Unit vectors, float32 of shape (len(batch), width). Raises OutOfDeviceMemory, DeviceLost."""
+        with devices.device_errors():
+            rows: npt.NDArray[np.float32] = normalize(self._forward(batch).float()).cpu().numpy()
+        return rows
+
+    def warm_up(self) -> float:
+        """Run texts of growing number and an image; tokens per second of the largest batch of texts."""
+        text = self.prepare(EmbeddingInput(("warm-up " * 24,)))
+        self.embed([self.prepare(EmbeddingInput((Image.new("RGB", (64, 64)), "warm-up")))])
+        return rates.measure(self.embed, text)
+
+    def memory_bytes(self) -> int:
+        return torch.cuda.memory_reserved(self._device) if self._device.type == "cuda" else 0
+
+    def _limit(self, item: EmbeddingInput) -> int:
+        return min(item.max_tokens or self._max_tokens, self._max_tokens)
+
+    def _plan(self, item: EmbeddingInput) -> tuple[Prompt, tuple[ImageGrid, ...]]:
+        """The prompt with every image's tokens counted from its size alone: what is refused costs no resizing."""
+        instruction = item.instruction if item.verbatim and item.instruction is not None else tidy_instruction(item.instruction)
+        grids = {
+            index: plan_image(part.size, self._limits, self._spec)
+            for index, part in enumerate(item.parts)
+            if isinstance(part, Image.Image)
+        }
+        parts = [part if isinstance(part, str) else grids[index].num_tokens for index, part in enumerate(item.parts)]
+        return self._tokenizer.prompt(instruction, parts), tuple(grids.values())
+
+
+def _load_weights(path: Path, dtype: torch.dtype, allow_pickle: bool) -> Any:
+    """The model's modules with the checkpoint's weights, every one of them: a missing one would be random without a word."""
+    model, report = Qwen3VLModel.from_pretrained(
+        path,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=None if allow_pickle else True,
+        weights_only=True,
+        output_loading_info=True,
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise ModelLoadError(f"{path}: {len(missing)} weights are missing, {missing[0]} among them")
+    return model
+
+
+def _check_processor(spec: VisionSpec, tokenizer: PromptTokenizer, config: Any) -> None:
+    """The processor's files and config.json must speak of one model. Raises ModelLoadError."""
+    vision = config.vision_config
+    pairs = [
+        ("patch_size", spec.patch_size, vision.patch_size),
+        ("merge_size", spec.merge_size, vision.spatial_merge_size),
+        ("temporal_patch_size", spec.temporal_patch_size, vision.temporal_patch_size),
+        ("image_token_id", tokenizer.image_token_id, config.image_token_id),
+    ]
+    for name, ours, theirs in pairs:
+        if ours != theirs:
+            raise ModelLoadError(f"the processor's {name} is {ours}, but config.json says {theirs}")

@@ -1,0 +1,217 @@
+"""The prompt: instruction and parts -> token ids, as the checkpoint's chat template and tokenizer have them.
+
+What a user writes is data: a special token in it is plain text, also where two adjoining parts make one up. So the template is
+rendered around markers, once per order of parts; the users' pieces, joined with the template's plain text beside them (a
+leading newline merges with the template's last one), are tokenised with special tokens off; and the template's own special
+tokens are put between. On clean input the ids equal those of the checkpoint's processor called on the rendered text.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from models.base import InputTooLong, ModelLoadError
+
+# The official embedder's default (QwenLM/Qwen3-VL-Embedding, Qwen3VLEmbedder).
+DEFAULT_INSTRUCTION = "Represent the user's input."
+
+# Canonical composition (NFC) makes at most four characters one.
+_NFC_SHRINK = 4
+
+# Unicode noncharacters: they stand for a piece of the user's in the rendered template, and are never tokenised.
+_MARKER = "\ufdd0{}\ufdd1"
+_INSTRUCTION = -1
+
+
+def tidy_instruction(instruction: str | None) -> str:
+    """The official embedder's rule: strip, default where empty, and a "." unless it ends in punctuation (category P)."""
+    instruction = (instruction or "").strip()
+    if not instruction:
+        return DEFAULT_INSTRUCTION
+    return instruction if unicodedata.category(instruction[-1]).startswith("P") else instruction + "."
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a piece of the user's goes: `index` among the text parts, or -1 for the instruction."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialToken:
+    id: int
+    text: str
+
+
+Segment = str | SpecialToken | Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt with its pieces in place: text to be tokenised, special tokens, and images by their number of tokens.
+
+    `texts` are the text parts; `image_tokens` the count for each image, in order.
+    """
+
+    segments: tuple[Segment, ...]
+    instruction: str
+    texts: tuple[str, ...]
+    image_tokens: tuple[int, ...]
+
+    def piece(self, segment: Segment) -> str:
+        match segment:
+            case Slot(index):
+                return self.instruction if index == _INSTRUCTION else self.texts[index]
+            case SpecialToken():
+                return segment.text
+            case _:
+                return segment
+
+    def render(self) -> str:
+        """The prompt as text, with one placeholder for each image."""
+        return "".join(map(self.piece, self.segments))
+
+    def with_text(self, index: int, text: str) -> Prompt:
+        texts = (*self.texts[:index], text, *self.texts[index + 1 :])
+        return Prompt(self.segments, self.instruction, texts, self.image_tokens)
+
+
+class PromptTokenizer:
+    """The chat template and tokenizer of one checkpoint. Safe in many threads at once."""
+
+    def __init__(self, processor: Any) -> None:
+        """`processor` is the checkpoint's Qwen3VLProcessor, as transformers loads it."""
+        self._render_template = processor.apply_chat_template
+        added = processor.tokenizer.added_tokens_decoder
+        self._special_ids = {str(token.content): int(id) for id, token in added.items() if token.special}
+        self.image_token_id: int = processor.image_token_id
+        alternatives = "|".join(re.escape(text) for text in sorted(self._special_ids, key=len, reverse=True))
+        self._boundaries = re.compile(f"({_MARKER.format(r'-?[0-9]+')}|{alternatives})")
+
+        # A copy of its own: whether special tokens are read is a state of the whole tokenizer.
+        self._tokenizer = Tokenizer.from_str(processor.tokenizer.backend_tokenizer.to_str())
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        self._head, self._tail = self._post_processor_ids()
+        self._longest_token = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
+        self._segments = lru_cache(maxsize=256)(self._render_segments)
+        self._encode_fixed = lru_cache(maxsize=1024)(self._encode_one)
+        self._segments((False, True))
+
+    def _post_processor_ids(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer's own post-processor puts before and after a text: one checkpoint of the family appends a token."""
+        bare = self._tokenizer.encode("a", add_special_tokens=False)
+        whole = self._tokenizer.encode("a", add_special_tokens=True).ids
+        start = next(i for i in range(len(whole)) if whole[i : i + len(bare.ids)] == bare.ids)
+        return whole[:start], whole[start + len(bare.ids) :]
+
+    def _render_segments(self, images: tuple[bool, ...]) -> tuple[Segment, ...]:
+        """The template as segments, for one order of parts: `images[i]` tells whether part i is an image."""
+        text_indices = iter(range(len(images)))
+        content = [
+            {"type": "image", "image": ""} if image else {"type": "text", "text": _MARKER.format(next(text_indices))}
+            for image in images
+        ]
+        system = [{"type": "text", "text": _MARKER.format(_INSTRUCTION)}]
+        rendered = self._render_template(
+            [{"role": "system", "content": system}, {"role": "user", "content": content}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        segments = tuple(self._segment(text) for text in self._boundaries.split(rendered) if text)
+        slots = [segment.index for segment in segments if isinstance(segment, Slot)]
+        placeholders = sum(isinstance(s, SpecialToken) and s.id == self.image_token_id for s in segments)
+        if slots != [_INSTRUCTION, *range(len(images) - sum(images))] or placeholders != sum(images):
+            raise ModelLoadError("the checkpoint's chat template does not place a system message and the user's parts in order")
+        return segments
+
+    def _segment(self, text: str) -> Segment:
+        if text[0] == _MARKER[0]:
+            return Slot(int(text[1:-1]))
+        return SpecialToken(self._special_ids[text], text) if text in self._special_ids else text
+
+    def prompt(self, instruction: str, parts: Sequence[str | int]) -> Prompt:
+        """The prompt of an instruction, taken as it stands, and parts: a text, or the number of an image's tokens."""
+        texts = tuple(part for part in parts if isinstance(part, str))
+        image_tokens = tuple(part for part in parts if isinstance(part, int))
+        segments = self._segments(tuple(isinstance(part, int) for part in parts))
+        return Prompt(segments, instruction, texts, image_tokens)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, each image's placeholder as often as it has tokens."""
+        ids = list(self._head)
+        counts = iter(prompt.image_tokens)
+        plain, fixed = "", True
+        for segment in prompt.segments:
+            if not isinstance(segment, SpecialToken):
+                plain += prompt.piece(segment)
+                fixed &= not isinstance(segment, Slot) or segment.index == _INSTRUCTION
+                continue
+            ids += self._encode_plain(plain, fixed)
+            ids += [segment.id] * (next(counts) if segment.id == self.image_token_id else 1)
+            plain, fixed = "", True
+        ids += self._encode_plain(plain, fixed)
+        return ids + self._tail
+
+    def _encode_plain(self, text: str, fixed: bool) -> Sequence[int]:
+        # Template and instruction repeat from request to request; a long instruction is not worth its memory.
+        return self._encode_fixed(text) if fixed and len(text) <= 4096 else self._encode_one(text)
+
+    def _encode_one(self, text: str) -> Sequence[int]:
+        if not text:
+            return ()
+        # The batch form releases the interpreter's lock, `encode` does not.
+        ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return ids
+
+    def fit(self, prompt: Prompt, max_tokens: int, truncate: bool) -> tuple[Prompt, list[int]]:
+        """A prompt of at most `max_tokens` tokens, and its ids. The last text is cut from its end, then the one before it;
+        template, instruction and images never are.
+
+        Raises InputTooLong.
+        """
+        if not self.surely_over(prompt, max_tokens):
+            ids = self.encode(prompt)
+            if len(ids) <= max_tokens:
+                return prompt, ids
+            if not truncate:
+                raise InputTooLong(f"the input has {len(ids):,} tokens, template included; the limit is {max_tokens:,}. {_HINT}")
+        elif not truncate:
+            raise InputTooLong(f"the input has far more than the limit of {max_tokens:,} tokens. {_HINT}")
+        for index in reversed(range(len(prompt.texts))):
+            text, prompt = prompt.texts[index], prompt.with_text(index, "")
+            if not self.surely_over(prompt, max_tokens) and (room := max_tokens - len(self.encode(prompt))) >= 0:
+                return self._cut(prompt, index, text, max_tokens, room)
+        raise InputTooLong(
+            f"template, instruction and images alone have {len(self.encode(prompt)):,} tokens; "
+            f"the limit is {max_tokens:,}, and only text is ever cut"
+        )
+
+    def surely_over(self, prompt: Prompt, max_tokens: int) -> bool:
+        """Whether the text is so long that it need not be counted: a token covers only so many characters."""
+        characters = sum(map(len, prompt.texts)) + len(prompt.instruction)
+        return characters > max_tokens * self._longest_token * _NFC_SHRINK
+
+    def _cut(self, prompt: Prompt, index: int, text: str, max_tokens: int, room: int) -> tuple[Prompt, list[int]]:
+        """Put back as much of `text` as there is room for, to whole characters."""
+        text = text[: (room + 1) * self._longest_token * _NFC_SHRINK]
+        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        while room > 0:
+            cut = prompt.with_text(index, text[: offsets[min(room, len(offsets)) - 1][1]] if offsets else "")
+            ids = self.encode(cut)
+            if len(ids) <= max_tokens:
+                return cut, ids
+            room -= len(ids) - max_tokens
+        return prompt, self.encode(prompt)
+
+
+_HINT = "Shorten it, or send truncate: true to have its text cut"

@@ -1,0 +1,118 @@
+"""Images as the vision tower reads them: size, grid, patches, and the three positions of every token.
+
+Sizes follow the official embedder (QwenLM/Qwen3-VL-Embedding): qwen_vl_utils' smart_resize between its two pixel bounds, in one
+bicubic resize. Patches stay uint8 until they are on the device; the values are normalised there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from qwen_vl_utils.vision_process import MAX_RATIO, smart_resize
+
+from models.base import ImageGrid, InvalidInput, PreparedImage
+
+# The official embedder's constants, in pixels.
+MIN_PIXELS = 4 * 32 * 32
+MAX_PIXELS = 1800 * 32 * 32
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """The largest width and height in pixels that an image keeps; 0 is no limit."""
+
+    max_width: int = 0
+    max_height: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VisionSpec:
+    """How a checkpoint cuts an image: from its image processor and vision config. Means and deviations are in [0, 1]."""
+
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    rescale_factor: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_processor(cls, processor: Any) -> VisionSpec:
+        """From the checkpoint's image processor, as transformers loads it."""
+        return cls(
+            patch_size=processor.patch_size,
+            merge_size=processor.merge_size,
+            temporal_patch_size=processor.temporal_patch_size,
+            rescale_factor=processor.rescale_factor,
+            mean=tuple(processor.image_mean),
+            std=tuple(processor.image_std),
+        )
+
+    @property
+    def factor(self) -> int:
+        """Sides of a resized image are multiples of this."""
+        return self.patch_size * self.merge_size
+
+
+def plan_image(size: tuple[int, int], limits: ImageLimits, spec: VisionSpec) -> ImageGrid:
+    """The grid of an image of `size` (width, height). Raises InvalidInput for a side 200 times as long as the other."""
+    width, height = fit_within(size, limits)
+    try:
+        height, width = smart_resize(height, width, spec.factor, MIN_PIXELS, MAX_PIXELS)
+    except ValueError:
+        raise InvalidInput(f"one side of the image is more than {MAX_RATIO} times as long as the other") from None
+    rows, columns = height // spec.patch_size, width // spec.patch_size
+    return ImageGrid(size, (width, height), (rows, columns), rows * columns // spec.merge_size**2)
+
+
+def fit_within(size: tuple[int, int], limits: ImageLimits) -> tuple[int, int]:
+    """(width, height) scaled down to the limits, its aspect kept as far as whole pixels allow."""
+    width, height = size
+    scale = min(1.0, (limits.max_width or width) / width, (limits.max_height or height) / height)
+    if scale == 1.0:
+        return size
+    # Rounding must not push a permitted aspect ratio over the limit.
+    shortest = math.ceil(max(width, height) * scale / MAX_RATIO) if max(size) <= MAX_RATIO * min(size) else 1
+    return max(1, shortest, round(width * scale)), max(1, shortest, round(height * scale))
+
+
+def extract_patches(image: Image.Image, grid: ImageGrid, spec: VisionSpec) -> PreparedImage:
+    """Resize an RGB image and cut it into patches, in the order of the stock Qwen2VLImageProcessor: merged blocks row by row,
+    within a block its patches row by row, within a patch channel, row, column."""
+    resized = image if image.size == grid.size else image.resize(grid.size, Image.Resampling.BICUBIC)
+    rows, columns = (side // spec.merge_size for side in grid.grid)
+    pixels = np.asarray(resized).reshape(rows, spec.merge_size, spec.patch_size, columns, spec.merge_size, spec.patch_size, 3)
+    patches = pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(grid.grid[0] * grid.grid[1], -1)
+    return PreparedImage(grid, np.ascontiguousarray(patches))
+
+
+def mrope_positions(
+    token_ids: npt.NDArray[np.int64], image_token_id: int, merge_size: int, grids: Iterable[ImageGrid]
+) -> npt.NDArray[np.int64]:
+    """Time, height and width of every token, int64 of shape (3, num_tokens): text counts on in all three, an image holds time
+    still and counts its merged rows and columns, and what follows goes on after its longer side.
+
+    The rule of Qwen3VLModel.get_rope_index in transformers.
+    """
+    positions = np.empty((3, len(token_ids)), dtype=np.int64)
+    is_image = token_ids == image_token_id
+    done, next_position = 0, 0
+    for grid in grids:
+        start = done + int(np.argmax(is_image[done:]))
+        text = start - done
+        positions[:, done:start] = np.arange(next_position, next_position + text)
+        next_position += text
+        rows, columns = (side // merge_size for side in grid.grid)
+        done = start + rows * columns
+        positions[0, start:done] = next_position
+        positions[1, start:done] = next_position + np.repeat(np.arange(rows), columns)
+        positions[2, start:done] = next_position + np.tile(np.arange(columns), rows)
+        next_position += max(rows, columns)
+    positions[:, done:] = np.arange(next_position, next_position + len(token_ids) - done)
+    return positions

@@ -1,0 +1,56 @@
+"""config.json's `model_type` -> the adapter that knows the family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from models.base import EmbeddingModel, ModelLoadError
+
+# Imported only when chosen: an adapter brings its own libraries.
+ADAPTERS = {"qwen3_vl": "models.qwen3_vl.adapter:Qwen3VLEmbedding"}
+
+
+def load_model(
+    path: Path, *, device: str, dtype: str, max_image_width: int, max_image_height: int, allow_pickle: bool
+) -> EmbeddingModel:
+    """Load the checkpoint in folder `path` by its family's adapter.
+
+    `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `dtype` is `auto` or a torch dtype's name; image limits are in pixels, 0 for
+    none. Raises ModelLoadError, whatever is wrong with the checkpoint.
+    """
+    import transformers
+
+    from models import devices
+    from models.qwen3_vl.vision import ImageLimits
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    adapter = _adapter(path)
+    limits = ImageLimits(max_image_width, max_image_height)
+    resolved = devices.resolve_device(device)
+    try:
+        return adapter(path, device=resolved, dtype=dtype, limits=limits, allow_pickle=allow_pickle)
+    except ModelLoadError:
+        raise
+    except Exception as error:
+        raise ModelLoadError(f"{path}: the checkpoint cannot be loaded ({type(error).__name__}: {_one_line(error)})") from error
+
+
+def _adapter(path: Path) -> Callable[..., EmbeddingModel]:
+    try:
+        model_type = json.loads((path / "config.json").read_bytes())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"{path}: no readable config.json with a model_type ({type(error).__name__})") from None
+    if model_type not in ADAPTERS:
+        known = ", ".join(sorted(ADAPTERS))
+        raise ModelLoadError(f"{path}: model_type {model_type!r} is not known; known are: {known}")
+    module, _, name = ADAPTERS[model_type].partition(":")
+    found: Callable[..., EmbeddingModel] = getattr(import_module(module), name)
+    return found
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
