@@ -1,0 +1,3 @@
+"""The HTTP edge."""
+
+VERSION = "0.1.0"

@@ -143,6 +143,10 @@ class ModelLoadError(RuntimeError):
     """No usable checkpoint: missing, incomplete, broken, or of a kind that is not known. The message is one clear line."""
 
 
+class DeviceUnavailable(ModelLoadError):
+    """The device that the settings name is not there."""
+
+
 class OutOfDeviceMemory(RuntimeError):
     """This batch does not fit; a smaller one may."""
 

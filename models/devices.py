@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from models.base import DeviceLost, ModelLoadError, OutOfDeviceMemory
+from models.base import DeviceLost, DeviceUnavailable, OutOfDeviceMemory
 
 HALF = (torch.bfloat16, torch.float16)
 
 
 def resolve_device(setting: str) -> str:
-    """DEVICE as torch has it: `auto` is CUDA where there is one. Raises ModelLoadError where CUDA is asked for and absent."""
+    """DEVICE as torch has it: `auto` is CUDA where there is one. Raises DeviceUnavailable where CUDA is asked for and absent."""
     if setting == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if setting.startswith("cuda"):
         index = torch.device(setting).index or 0
         if not torch.cuda.is_available():
-            raise ModelLoadError(f"DEVICE={setting}, but torch finds no CUDA device; set DEVICE=cpu, or DEVICE=auto to take what is there")
+            raise DeviceUnavailable(
+                f"DEVICE={setting}, but torch finds no CUDA device; set DEVICE=cpu, or DEVICE=auto to take what is there"
+            )
         if index >= torch.cuda.device_count():
-            raise ModelLoadError(f"DEVICE={setting}, but only {torch.cuda.device_count()} CUDA devices are visible, counted from 0")
+            raise DeviceUnavailable(
+                f"DEVICE={setting}, but only {torch.cuda.device_count()} CUDA devices are visible, counted from 0"
+            )
     return setting
 
 
@@ -50,17 +52,16 @@ def _cpu_has_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
-@contextmanager
-def device_errors() -> Iterator[None]:
-    """Say torch's errors in the seam's words: out of memory, or a device that is lost."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfDeviceMemory(str(error)) from None
-    except (torch.AcceleratorError, RuntimeError) as error:
-        # A CPU allocator says it in words; a CUDA error that is not memory leaves the context unusable.
-        if "not enough memory" in str(error) or "can't allocate memory" in str(error):
-            raise OutOfDeviceMemory(str(error)) from None
-        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
-            raise DeviceLost(str(error)) from error
-        raise
+def translate(error: Exception) -> Exception:
+    """torch's error in the seam's words: out of memory, or a device that is lost; any other as it is.
+
+    Raise the answer outside the `except` block: a chained traceback would keep the batch's tensors alive.
+    """
+    text = str(error)
+    # A CPU's allocator says it in words.
+    if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate memory" in text:
+        return OutOfDeviceMemory(text)
+    # A CUDA error that is not memory leaves the context unusable.
+    if isinstance(error, torch.AcceleratorError) or "CUDA error" in text:
+        return DeviceLost(text)
+    return error

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 
 def normalize(rows: torch.Tensor) -> torch.Tensor:
     """Rows of shape (n, width) scaled to length 1, on their device."""
-    return rows / rows.norm(dim=-1, keepdim=True)
+    lengths: torch.Tensor = rows.norm(dim=-1, keepdim=True)
+    return rows / lengths
 
 
 def to_dimension(rows: npt.NDArray[np.float32], dimension: int) -> npt.NDArray[np.float32]:
     """Unit rows of shape (n, width) -> unit rows of shape (n, dimension), float32.
 
     A smaller dimension keeps the first components and normalises again (Matryoshka); a larger one is filled with zeros, which
-    leaves every cosine, dot product and distance as it was. Raises ValueError where what is kept is all zero: it has no direction.
+    leaves every cosine, dot product and distance as it was. Raises ValueError where all that is kept is zero.
     """
     width = rows.shape[1]
     if dimension >= width:
@@ -29,4 +30,5 @@ def to_dimension(rows: npt.NDArray[np.float32], dimension: int) -> npt.NDArray[n
     lengths = np.linalg.norm(kept, axis=1, keepdims=True)
     if not np.all(lengths > 0):
         raise ValueError("the components that are kept are all zero")
-    return kept / lengths
+    scaled: npt.NDArray[np.float32] = kept / lengths
+    return scaled

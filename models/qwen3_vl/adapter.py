@@ -73,13 +73,18 @@ class Qwen3VLEmbedding:
             countable = not self._tokenizer.surely_over(prompt, self._max_tokens)
             text_tokens = len(self._tokenizer.encode(prompt)) - image_tokens if countable else None
             return Description(prompt.render(), text_tokens, image_tokens, grids, truncated=False, refusal=str(error))
-        return Description(fitted.render(), len(ids) - image_tokens, image_tokens, grids, truncated=fitted is not prompt, refusal=None)
+        return Description(
+            fitted.render(), len(ids) - image_tokens, image_tokens, grids, truncated=fitted is not prompt, refusal=None
+        )
 
     def embed(self, batch: Sequence[PreparedInput]) -> npt.NDArray[np.float32]:
         """Unit vectors, float32 of shape (len(batch), width). Raises OutOfDeviceMemory, DeviceLost."""
-        with devices.device_errors():
+        try:
             rows: npt.NDArray[np.float32] = normalize(self._forward(batch).float()).cpu().numpy()
-        return rows
+            return rows
+        except Exception as error:
+            failure = devices.translate(error)
+        raise failure
 
     def warm_up(self) -> float:
         """Run texts of growing number and an image; tokens per second of the largest batch of texts."""

@@ -67,7 +67,8 @@ class ReferenceForward:
             **visual,
         )
         last = torch.from_numpy(lengths - 1).to(device)
-        return output.last_hidden_state[torch.arange(len(group), device=device), last]
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden[torch.arange(len(group), device=device), last]
 
     def _see(self, group: Sequence[PreparedInput]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The vision tower over all images of a group: features and deepstack features, each of (image tokens, width)."""

@@ -1,0 +1,37 @@
+"""Reading a request's body: bounded in bytes and time, never inflated."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import hdrs, web
+
+from app.errors import BodyBroken, BodyCompressed, BodyTimeout, BodyTooLarge
+
+
+async def read_body(request: web.Request, max_bytes: int, timeout_s: float) -> bytes:
+    """The whole body. The length that the headers announce is checked before anything is read.
+
+    Raises BodyCompressed, BodyTooLarge, BodyTimeout, BodyBroken.
+    """
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower() not in ("", "identity"):
+        raise BodyCompressed
+    too_large = BodyTooLarge(f"the body is larger than the limit of {max_bytes:,} bytes")
+    if (request.content_length or 0) > max_bytes:
+        raise too_large
+    if request.headers.get(hdrs.EXPECT):
+        # As aiohttp's own: an interim reply is no part of the reply that follows.
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise too_large
+    except TimeoutError:
+        raise BodyTimeout from None
+    except (web.RequestPayloadError, ConnectionError):
+        raise BodyBroken from None
+    return bytes(body)

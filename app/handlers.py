@@ -1,0 +1,236 @@
+"""One short coroutine per endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from importlib.resources import files
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from app import VERSION, dialects
+from app.bodies import read_body
+from app.dialects import EmbeddingRequest, InvalidRequest, ModelNotFound, RequestLimits
+from app.errors import error_object
+from app.keys import LIFECYCLE, LOG, METRICS, SCHEDULER, SERVICE, SETTINGS
+from app.openapi import openapi_document
+from app.replies import embeddings_body
+from models.base import Description
+from scheduler.scheduler import State
+
+# Bodies and replies from here on are read and written off the event loop: about a millisecond of work.
+LARGE_BODY_BYTES = 64 * 1024
+LARGE_REPLY_ROWS = 32
+
+_DOCS = {"docs.html": "text/html", "docs.js": "text/javascript", "docs.css": "text/css"}
+_DOCS_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'"
+
+
+async def create_embeddings(request: web.Request) -> web.Response:
+    """POST /v1/embeddings"""
+    deadline = asyncio.get_running_loop().time() + request_timeout(request)
+    parsed = await read_request(request)
+    service, entry = request.app[SERVICE], request[LOG]
+    entry.inputs = len(parsed.items)
+    outcome = await service.embed(parsed, deadline)
+    entry.tokens, entry.timings = outcome.usage.total, outcome.timings
+    arguments = (outcome.rows, outcome.usage, request.app[SETTINGS].model_name, parsed.encoding_format)
+    large = len(outcome.rows) > LARGE_REPLY_ROWS
+    body = await service.in_pool(embeddings_body, *arguments) if large else embeddings_body(*arguments)
+    headers = {"X-Model-Fingerprint": fingerprint(request.app) or ""}
+    return web.Response(body=body, content_type="application/json", headers=headers)
+
+
+async def preview_embeddings(request: web.Request) -> web.Response:
+    """POST /v1/embeddings/preview"""
+    parsed = await read_request(request)
+    request[LOG].inputs = len(parsed.items)
+    described = await request.app[SERVICE].describe(parsed)
+    rows = [preview_row(index, row, item.param) for index, (row, item) in enumerate(zip(described, parsed.items, strict=True))]
+    return json_reply({"object": "list", "model": request.app[SETTINGS].model_name, "data": rows})
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """GET /v1/models"""
+    return json_reply({"object": "list", "data": [model_row(request.app)]})
+
+
+async def get_model(request: web.Request) -> web.Response:
+    """GET /v1/models/{id}"""
+    settings = request.app[SETTINGS]
+    if request.match_info["id"] not in (settings.model_name, settings.model_id):
+        raise ModelNotFound(f"no such model; this server has {settings.model_name}")
+    return json_reply(model_row(request.app))
+
+
+async def health(request: web.Request) -> web.Response:
+    """GET /health"""
+    app = request.app
+    settings, scheduler = app[SETTINGS], app[SCHEDULER]
+    model = scheduler.loaded_model
+    info = model.info if model else None
+    body = {
+        "status": status(app),
+        "model": settings.model_name,
+        "model_path": str(settings.model_path),
+        "device": info.device if info else None,
+        "cuda_available": info.device.startswith("cuda") if info else None,
+        "embedding_dimension": embedding_dimension(app),
+        "max_image_width": settings.max_image_width,
+        "max_image_height": settings.max_image_height,
+        "native_dimension": info.width if info else None,
+        "dtype": info.dtype if info else None,
+        "queue_depth": scheduler.queue_depth,
+        "uptime_seconds": round(app[LIFECYCLE].uptime(), 3),
+        "version": VERSION,
+        "fingerprint": fingerprint(app),
+    }
+    return json_reply(body, 200 if body["status"] == State.READY.value else 503)
+
+
+async def health_live(request: web.Request) -> web.Response:
+    """GET /health/live"""
+    failed = request.app[SCHEDULER].state is State.FAILED
+    return json_reply({"status": status(request.app)}, 503 if failed else 200)
+
+
+async def health_ready(request: web.Request) -> web.Response:
+    """GET /health/ready"""
+    ready = request.app[SCHEDULER].state is State.READY
+    return json_reply({"status": status(request.app)}, 200 if ready else 503)
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """GET /metrics"""
+    headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+    return web.Response(body=request.app[METRICS].render(), headers=headers)
+
+
+async def openapi(request: web.Request) -> web.Response:
+    """GET /openapi.json"""
+    settings = request.app[SETTINGS]
+    return json_reply(
+        openapi_document(
+            version=VERSION,
+            model_name=settings.model_name,
+            dimension=embedding_dimension(request.app),
+            max_inputs=settings.max_inputs_per_request,
+            auth_required=not settings.auth_disabled,
+        )
+    )
+
+
+async def docs(request: web.Request) -> web.Response:
+    """GET /docs"""
+    return static_reply("docs.html")
+
+
+async def docs_asset(request: web.Request) -> web.Response:
+    """GET /docs/{name}"""
+    if request.match_info["name"] not in _DOCS:
+        raise web.HTTPNotFound
+    return static_reply(request.match_info["name"])
+
+
+async def read_request(request: web.Request) -> EmbeddingRequest:
+    """The validated request. What needs no body is refused before the body is read."""
+    app = request.app
+    settings, scheduler, service = app[SETTINGS], app[SCHEDULER], app[SERVICE]
+    scheduler.check_open()
+    body = await read_body(request, settings.max_request_bytes, settings.body_timeout_s)
+    scheduler.check_open()
+    limits = RequestLimits(
+        model_names=frozenset({settings.model_name, settings.model_id}),
+        max_inputs=settings.max_inputs_per_request,
+        max_input_tokens=min(settings.max_input_tokens, scheduler.model.info.max_tokens),
+        dimension=service.dimension(),
+        max_image_bytes=settings.max_image_bytes,
+    )
+    if len(body) > LARGE_BODY_BYTES:
+        return await service.in_pool(dialects.parse, body, limits)
+    return dialects.parse(body, limits)
+
+
+def request_timeout(request: web.Request) -> float:
+    """Seconds that the request may wait for the device: X-Request-Timeout, capped by REQUEST_TIMEOUT_S. Raises InvalidRequest."""
+    longest = request.app[SETTINGS].request_timeout_s
+    given = request.headers.get("X-Request-Timeout")
+    if given is None:
+        return longest
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", given, re.ASCII) or not float(given):
+        raise InvalidRequest("X-Request-Timeout must be a number of seconds above 0, such as 2.5", "X-Request-Timeout")
+    return min(float(given), longest)
+
+
+def status(app: web.Application) -> str:
+    return app[SCHEDULER].state.value
+
+
+def embedding_dimension(app: web.Application) -> int | None:
+    """The components of a vector; None where they are the model's own and the model is loading."""
+    model = app[SCHEDULER].loaded_model
+    return app[SETTINGS].embedding_dimension or (model.info.width if model else None)
+
+
+def fingerprint(app: web.Application) -> str | None:
+    """The model's fingerprint and the dimension in one: equal ones mean comparable vectors."""
+    model = app[SCHEDULER].loaded_model
+    if model is None:
+        return None
+    return hashlib.sha256(f"{model.info.fingerprint}:{embedding_dimension(app)}".encode()).hexdigest()[:16]
+
+
+def model_row(app: web.Application) -> dict[str, Any]:
+    settings = app[SETTINGS]
+    return {
+        "id": settings.model_name,
+        "object": "model",
+        "created": app[LIFECYCLE].created,
+        "owned_by": settings.model_id.partition("/")[0],
+        "root": settings.model_id,
+        "fingerprint": fingerprint(app),
+        "embedding_dimension": embedding_dimension(app),
+        "max_input_tokens": settings.max_input_tokens,
+    }
+
+
+def preview_row(index: int, row: Description | Exception, param: str | None) -> dict[str, Any]:
+    """What the model would read of an input at place `param`, or why it cannot be had."""
+    head = {"object": "embedding.preview", "index": index}
+    if isinstance(row, Exception):
+        unknown = dict.fromkeys(("prompt", "text_tokens", "image_tokens", "total_tokens"))
+        return {**head, **unknown, "images": [], "truncated": False, "refusal": error_object(row)}
+    return {
+        **head,
+        "prompt": row.prompt,
+        "text_tokens": row.text_tokens,
+        "image_tokens": row.image_tokens,
+        "total_tokens": None if row.text_tokens is None else row.text_tokens + row.image_tokens,
+        "images": [
+            {
+                "original_width": image.original_size[0],
+                "original_height": image.original_size[1],
+                "width": image.size[0],
+                "height": image.size[1],
+                "grid_rows": image.grid[0],
+                "grid_columns": image.grid[1],
+                "tokens": image.num_tokens,
+            }
+            for image in row.images
+        ],
+        "truncated": row.truncated,
+        "refusal": error_object(InvalidRequest(row.refusal, param)) if row.refusal else None,
+    }
+
+
+def json_reply(body: dict[str, Any], status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
+
+
+def static_reply(name: str) -> web.Response:
+    headers = {"Content-Security-Policy": _DOCS_POLICY, "X-Content-Type-Options": "nosniff"}
+    body = files("app").joinpath("static", name).read_bytes()
+    return web.Response(body=body, content_type=_DOCS[name], charset="utf-8", headers=headers)

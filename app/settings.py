@@ -1,0 +1,293 @@
+"""Settings: read once from config.env and the environment, checked, frozen, and passed in.
+
+The one reader of os.environ. It knows nothing of what the settings do: it imports neither torch nor aiohttp, so that what it
+exports (CUDA_VISIBLE_DEVICES and the like) is in place before they are imported.
+"""
+
+# ruff: noqa: RUF009 - setting() is dataclasses.field() with its table row; it makes immutable defaults only.
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from math import inf
+from pathlib import Path
+from typing import Any, TypeVar
+
+from environs import Env
+
+T = TypeVar("T")
+Default = TypeVar("Default")
+
+DAY_S = 86_400.0
+# A float32 vector of this width is 256 KiB: far beyond any embedding model, and still harmless.
+WIDEST = 65_536
+NO_UNITS = {"": 1}
+BYTE_UNITS = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+FLAGS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
+LOG_LEVELS = {level.lower(): level for level in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")}
+DTYPES = {name: name for name in ("auto", "float32", "bfloat16", "float16")}
+
+
+class SettingsError(Exception):
+    """The settings are wrong. `problems` has a line for each, which begins with its key and never holds a secret."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n  ".join(["The settings are wrong:", *problems]))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key that opens the service. The name may be logged, the key never."""
+
+    name: str
+    key: bytes = field(repr=False)
+
+
+# --- parsers: text -> value; the ValueError says what is wrong without repeating the text -----------------------------------
+
+
+def whole(low: int, high: float = inf, units: Mapping[str, int] = NO_UNITS) -> Callable[[str], int]:
+    """Digits, which `_` may group, then one of `units` in any case."""
+    pattern = rf"([0-9][0-9_]{{0,17}})\s*({'|'.join(units)})"
+    rule = f"must be a whole number, {low} or more" if high == inf else f"must be a whole number from {low} to {high}"
+    rule += ", of bytes or with KiB, MiB or GiB" if units is BYTE_UNITS else ""
+
+    def parse(text: str) -> int:
+        match = re.fullmatch(pattern, text.lower())
+        value = int(match[1].replace("_", "")) * units[match[2]] if match else -1
+        if not low <= value <= high:
+            raise ValueError(rule)
+        return value
+
+    return parse
+
+
+def decimal(low: float, high: float) -> Callable[[str], float]:
+    """A plain decimal: the pattern leaves out nan, inf and exponents."""
+
+    def parse(text: str) -> float:
+        if not re.fullmatch(r"[0-9]*\.?[0-9]+", text) or not low <= float(text) <= high:
+            raise ValueError(f"must be a number from {low:g} to {high:g}")
+        return float(text)
+
+    return parse
+
+
+def one_of(choices: Mapping[str, T]) -> Callable[[str], T]:
+    """One of the keys, which are lower-case, in any case."""
+
+    def parse(text: str) -> T:
+        if text.lower() not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return choices[text.lower()]
+
+    return parse
+
+
+def matching(pattern: str, rule: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not text.isprintable() or not re.fullmatch(pattern, text, re.ASCII):
+            raise ValueError(rule)
+        return text
+
+    return parse
+
+
+def or_word(word: str, parse: Callable[[str], T]) -> Callable[[str], T | None]:
+    """What `parse` reads, or the word, which stands for None."""
+
+    def parse_or_word(text: str) -> T | None:
+        if text.lower() == word:
+            return None
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise ValueError(f"{error}, or {word}") from None
+
+    return parse_or_word
+
+
+def list_of(parse: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
+    """Comma-separated and lower-cased; empty entries, such as a last comma leaves, are dropped."""
+    return lambda text: tuple(parse(entry) for part in text.lower().split(",") if (entry := part.strip()))
+
+
+def read_host(text: str) -> str:
+    match = re.fullmatch(r"(?:\[[0-9a-f:.]+\]|[a-z0-9_][a-z0-9_.-]*)(?::([0-9]{1,5}))?", text)
+    if match is None or not 1 <= int(match[1] or 1) <= 65_535:
+        raise ValueError("must be hosts, each as host, host:port, [IPv6] or [IPv6]:port")
+    return text
+
+
+def read_hosts(text: str) -> frozenset[str]:
+    return frozenset(list_of(read_host)(text))
+
+
+def read_api_keys(text: str) -> tuple[ApiKey, ...]:
+    """`name:key` or `key`, comma-separated. An entry is split at its first `:`, so a key that holds one needs a name before it.
+
+    Entries without a name are called key-1, key-2 and so on.
+    """
+    keys: dict[str, ApiKey] = {}
+    unnamed = 0
+    for position, entry in enumerate(filter(None, map(str.strip, text.split(","))), start=1):
+        name, colon, key = (part.strip() for part in entry.partition(":"))
+        if not colon:
+            unnamed += 1
+            name, key = f"key-{unnamed}", name
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+            raise ValueError(f"must name entry {position} with letters, digits, _ . and - only (an entry is name:key or key)")
+        # No Authorization header can carry white space or controls; bytes that are not UTF-8 are not printable either.
+        if not key or not key.isprintable() or " " in key:
+            raise ValueError(f"must have in entry {position} a key without white space or control characters")
+        if name in keys:
+            raise ValueError(f"must have a name of its own in entry {position}: this one is taken")
+        keys[name] = ApiKey(name, key.encode())
+    return tuple(keys.values())
+
+
+def setting(default: Default, parse: Callable[[str], T], help: str, key: str = "") -> Default | T:
+    """A row of the table: a field of Settings that a key sets. The key is the field's name in capitals unless given."""
+    row: Default = field(default=default, metadata={"parse": parse, "help": help, "key": key})
+    return row
+
+
+SECONDS = decimal(0.001, DAY_S)
+IMAGE_SIDE = whole(0, 1_000_000)
+FLAG = one_of(FLAGS)
+DIMENSION = or_word("native", whole(1, WIDEST))
+BYTES = whole(1, units=BYTE_UNITS)
+DEVICE = matching(r"auto|cpu|cuda(:[0-9]{1,3})?", "must be cuda, cuda:N, cpu or auto")
+REPO_ID = matching(r"[\w][\w.-]*(/[\w][\w.-]*)?", "must be the id of a model, as owner/name")
+ORIGIN = matching(r"\*|[a-z][a-z0-9+.-]*://[^\s/@?#]+", "must be origins, each as scheme://host[:port] without a path, or *")
+NAME = matching(r".+", "must be printable text")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting, typed and within range. Settings() has the defaults; load_settings() is how the service gets one."""
+
+    api_keys: tuple[ApiKey, ...] = setting((), read_api_keys, "keys, comma-separated, each as name:key or key", key="API_KEY")
+    port: int = setting(6008, whole(0, 65_535), "port to listen on; 0 picks a free one")
+    model_name: str = setting("Qwen3-VL-Embedding-2B", NAME, "name of the model in requests and replies")
+    model_path: Path = setting(Path("models/Qwen3-VL-Embedding-2B"), Path, "folder of the checkpoint")
+    device: str = setting("cuda", DEVICE, "cuda, cuda:N, cpu, or auto")
+    embedding_dimension: int | None = setting(2560, DIMENSION, "components of a vector; native: the model's")
+    max_image_size: int = setting(512, IMAGE_SIDE, "pixels, of either side of an image; 0 is no limit")
+    max_image_width: int = setting(512, IMAGE_SIDE, "pixels; a smaller MAX_IMAGE_SIZE that is set wins; 0 is no limit")
+    max_image_height: int = setting(512, IMAGE_SIDE, "pixels; a smaller MAX_IMAGE_SIZE that is set wins; 0 is no limit")
+    log_level: str = setting("INFO", one_of(LOG_LEVELS), "DEBUG, INFO, WARNING, ERROR or CRITICAL")
+
+    host: str = setting("0.0.0.0", matching(r"[^\s/]+", "must be a host or an address"), "address to listen on")
+    auth_disabled: bool = setting(False, FLAG, "true: serve everyone who reaches the port, without a key")
+    model_id: str = setting("Qwen/Qwen3-VL-Embedding-2B", REPO_ID, "the model's id on the Hugging Face Hub")
+    dtype: str = setting("auto", one_of(DTYPES), "auto, float32, bfloat16 or float16")
+    max_batch_size: int = setting(256, whole(1), "inputs in a batch, at most")
+    max_batch_tokens: int | None = setting(None, or_word("auto", whole(1)), "tokens in a batch; auto: 8192, on a CPU by its rate")
+    max_batch_wait_ms: float = setting(0.0, decimal(0, 60_000), "milliseconds that an input may wait for others to fill a batch")
+    max_queue_size: int = setting(8192, whole(1), "inputs waiting; beyond it requests get 429")
+    max_inputs_per_request: int = setting(2048, whole(1), "inputs in a request; at most MAX_QUEUE_SIZE")
+    max_input_tokens: int = setting(8192, whole(1), "tokens of an input, the prompt's template included")
+    max_request_bytes: int = setting(32 << 20, BYTES, "size of a request's body")
+    max_image_bytes: int = setting(20 << 20, BYTES, "size of an image as it is sent or fetched")
+    max_image_pixels: int = setting(50_000_000, whole(1), "pixels of an image before it is resized")
+    image_fetch_timeout_s: float = setting(10.0, SECONDS, "seconds for the download of an image URL")
+    image_url_allowed_hosts: frozenset[str] = setting(frozenset(), read_hosts, "hosts that may be fetched from though not public")
+    request_timeout_s: float = setting(60.0, SECONDS, "seconds until a request that the device has not taken gets 504")
+    header_timeout_s: float = setting(15.0, SECONDS, "seconds for a request's headers to arrive")
+    body_timeout_s: float = setting(30.0, SECONDS, "seconds for a request's body to arrive")
+    shutdown_timeout_s: float = setting(75.0, SECONDS, "seconds that a shutdown waits for accepted work")
+    drain_grace_s: float = setting(0.0, decimal(0, DAY_S), "seconds to go on listening, answering 503, once a shutdown has begun")
+    worker_stall_s: float | None = setting(None, or_word("auto", SECONDS), "seconds without progress that make the device failed")
+    cors_origins: tuple[str, ...] = setting((), list_of(ORIGIN), "origins of web pages that may call the service; * is every one")
+    allow_pickle: bool = setting(False, FLAG, "true: load checkpoints in pickle format, which can run code")
+
+    # Not settings, but what follows from them.
+    model_path_is_default: bool = True
+    model_id_is_explicit: bool = False
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def may_download(self) -> bool:
+        """A checkpoint is only ever downloaded to a folder that was meant for it."""
+        return self.model_path_is_default or self.model_id_is_explicit
+
+
+DEFAULTS = Settings()
+SETTINGS: Mapping[str, Field[Any]] = {row.metadata["key"] or row.name.upper(): row for row in fields(Settings) if row.metadata}
+
+
+def load_settings(config_file: Path = Path("config.env")) -> Settings:
+    """Read the file, where there is one, and the environment, which wins; a blank value in either is none.
+
+    What the file sets beyond our keys is exported, unless the environment has it. Raises SettingsError with all that is wrong.
+    """
+    from_file = read_file(config_file)
+    given = {key: text for source in (from_file, os.environ) for key in SETTINGS if (text := source.get(key, "").strip())}
+    values, problems = parse(given)
+    if not values.get("api_keys") and not values.get("auth_disabled"):
+        problems.setdefault("API_KEY", "must hold a key, or set AUTH_DISABLED=true to serve everyone without one")
+    foreign = {key: text for key, text in from_file.items() if key not in SETTINGS and text.strip()}
+    warnings = misspelt(foreign)
+    if problems:
+        raise SettingsError([f"{key} {problem}" for key, problem in problems.items()] + warnings)
+    for key, text in foreign.items():
+        os.environ.setdefault(key, text)
+    return Settings(**resolve(values, warnings))
+
+
+def read_file(config_file: Path) -> dict[str, str]:
+    env = Env()
+    try:
+        env.read_env(config_file, recurse=False)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or ("it is a folder" if config_file.is_dir() else "it is not UTF-8 text")
+        raise SettingsError([f"{config_file} cannot be read: {reason}"]) from None
+    # Since version 15 read_env fills this and no longer os.environ; nothing public lists it.
+    return env._environ
+
+
+def parse(given: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values by field, and by key what is wrong with the rest."""
+    values: dict[str, Any] = {}
+    problems: dict[str, str] = {}
+    for key, text in given.items():
+        try:
+            values[SETTINGS[key].name] = SETTINGS[key].metadata["parse"](text)
+        except ValueError as error:
+            problems[key] = str(error) if key == "API_KEY" else f"{error}, not {text!r}"
+    return values, problems
+
+
+def misspelt(keys: Iterable[str]) -> list[str]:
+    """A word on every key that is nearly one of ours: else a slip of the pen would go unnoticed."""
+    near = ((key, difflib.get_close_matches(key.upper(), SETTINGS, n=1, cutoff=0.85)) for key in keys)
+    return [f"{key} is not a setting of this service; did you mean {match[0]}?" for key, match in near if match]
+
+
+def resolve(values: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
+    """The values with those that follow from several settings at once."""
+    queue_size = values.get("max_queue_size", DEFAULTS.max_queue_size)
+    inputs = values.get("max_inputs_per_request", DEFAULTS.max_inputs_per_request)
+    if inputs > queue_size:
+        warnings = [*warnings, f"MAX_INPUTS_PER_REQUEST is lowered from {inputs} to {queue_size}, the size of MAX_QUEUE_SIZE"]
+    return values | {
+        "max_image_width": image_limit(values.get("max_image_width"), values.get("max_image_size")),
+        "max_image_height": image_limit(values.get("max_image_height"), values.get("max_image_size")),
+        "max_inputs_per_request": min(inputs, queue_size),
+        "model_path_is_default": values.get("model_path", DEFAULTS.model_path) == DEFAULTS.model_path,
+        "model_id_is_explicit": "model_id" in values,
+        "warnings": tuple(warnings),
+    }
+
+
+def image_limit(side: int | None, size: int | None) -> int:
+    """The smaller of those that are set; 0, in and out, is no limit."""
+    if side is None and size is None:
+        return DEFAULTS.max_image_size
+    return min(filter(None, (side, size)), default=0)

@@ -1,0 +1,170 @@
+"""DeviceWorker: the thread that owns a device. It loads the model, takes batches, runs them and resolves their futures.
+
+It never dies silently. An error fails the inputs that fail alone and no other: a batch that raises, or runs out of memory, is
+halved and tried again. A device that is lost, or an error in the thread itself, is told to `on_death`, with all that it held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.base import DeviceLost, EmbeddingModel
+from scheduler.batch_queue import BatchQueue
+from scheduler.entry import Batch, BatchReport, Entry, Vector
+from scheduler.errors import BatchFailed
+
+log = logging.getLogger(__name__)
+
+Rows = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready, and its measured rate in tokens per second."""
+
+    model: EmbeddingModel
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """What the worker tells the event loop; each is called there, never in the worker's thread."""
+
+    on_loaded: Callable[[Loaded], None]
+    on_load_failed: Callable[[BaseException], None]
+    on_batch: Callable[[BatchReport], None]
+    on_death: Callable[[BaseException, Sequence[Entry]], None]
+
+
+class DeviceWorker:
+    """One dedicated thread. `load` runs in it, so that everything of the device belongs to one thread."""
+
+    def __init__(
+        self,
+        load: Callable[[], EmbeddingModel],
+        queue: BatchQueue,
+        loop: asyncio.AbstractEventLoop,
+        callbacks: Callbacks,
+    ) -> None:
+        self._load = load
+        self._queue = queue
+        self._loop = loop
+        self._callbacks = callbacks
+        self._busy_since: float | None = None
+        self._held: Sequence[Entry] = ()
+        # A daemon: a forward pass that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self, timeout: float) -> None:
+        self._thread.join(timeout)
+
+    def busy_seconds(self) -> float:
+        """How long the forward pass that is running has been running; 0 where none is."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def held(self) -> Sequence[Entry]:
+        """The entries of the batch that is running."""
+        return self._held
+
+    def _run(self) -> None:
+        try:
+            model = self._load()
+            loaded = Loaded(model, model.warm_up())
+        except BaseException as error:
+            self._tell(self._callbacks.on_load_failed, error)
+            return
+        self._tell(self._callbacks.on_loaded, loaded)
+        try:
+            while batch := self._queue.next_batch():
+                self._held = batch.entries
+                self._run_batch(model, batch)
+                self._held = ()
+        except BaseException as error:
+            log.critical("the device's thread ends: %s", error, exc_info=True)
+            self._tell(self._callbacks.on_death, error, self._held)
+
+    def _run_batch(self, model: EmbeddingModel, batch: Batch) -> None:
+        taken_at = time.monotonic()
+        outcomes: list[Vector | BatchFailed] = []
+        for entries, result in self._embed(model, batch.entries):
+            device_seconds = time.monotonic() - taken_at
+            if isinstance(result, BatchFailed):
+                outcomes.append(result)
+                continue
+            for entry, row in zip(entries, result, strict=True):
+                outcomes.append(Vector(row, taken_at - entry.enqueued_at, device_seconds))
+        report = BatchReport(
+            size=len(batch.entries),
+            num_tokens=batch.num_tokens,
+            waits=[taken_at - entry.enqueued_at for entry in batch.entries],
+            device_seconds=time.monotonic() - taken_at,
+            failed=sum(isinstance(outcome, BatchFailed) for outcome in outcomes),
+        )
+        self._tell(self._resolve, batch.entries, outcomes, report)
+
+    def _embed(self, model: EmbeddingModel, entries: Sequence[Entry]) -> Iterator[tuple[Sequence[Entry], Rows | BatchFailed]]:
+        """Run entries, in halves where the whole fails; yields them in order, with their rows, or alone with their error."""
+        failure: Exception | None = None
+        self._busy_since = time.monotonic()
+        try:
+            rows = model.embed([entry.prepared for entry in entries])
+            _check(rows, len(entries))
+        except DeviceLost:
+            raise
+        except Exception as error:
+            alone = len(entries) == 1
+            log.warning("a batch of %d inputs failed: %s: %s", len(entries), type(error).__name__, error, exc_info=alone)
+            # Without its traceback, which would hold the batch's tensors while the halves are tried.
+            failure = error.with_traceback(None)
+        finally:
+            self._busy_since = None
+        if failure is None:
+            yield entries, rows
+        elif len(entries) == 1:
+            failed = BatchFailed("the model could not embed this input")
+            failed.__cause__ = failure
+            yield entries, failed
+        else:
+            middle = len(entries) // 2
+            yield from self._embed(model, entries[:middle])
+            yield from self._embed(model, entries[middle:])
+
+    def _resolve(self, entries: Sequence[Entry], outcomes: Sequence[Vector | BatchFailed], report: BatchReport) -> None:
+        """On the loop: all futures of a batch in one wake-up."""
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if entry.future.done():
+                continue
+            if isinstance(outcome, BatchFailed):
+                entry.future.set_exception(outcome)
+            else:
+                entry.future.set_result(outcome)
+        self._callbacks.on_batch(report)
+
+    def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:
+            log.warning("the event loop has closed; a result of the device's thread is lost")
+
+
+def _check(rows: Rows, count: int) -> None:
+    """As many vectors as inputs, all of them finite and of length 1: a wrong vector must never leave. Raises ValueError."""
+    if len(rows) != count:
+        raise ValueError(f"{len(rows)} vectors for {count} inputs")
+    if not np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-2):
+        raise ValueError("a vector is not finite, or not of length 1")

@@ -1,0 +1,99 @@
+"""What tests share: settings, a fake model, and an application running on a loopback port."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from app.keys import SCHEDULER
+from app.main import create_app
+from app.server import bind, listen
+from app.settings import ApiKey, Settings
+from models.base import EmbeddingModel
+from scheduler.scheduler import State
+from tests.fakes import FakeModel
+
+KEY = "sk-test"
+AUTH = {"Authorization": f"Bearer {KEY}"}
+
+
+def make_settings(**changes: Any) -> Settings:
+    """Settings for a test: one key, a loopback port that the system picks, the model's own width."""
+    defaults: dict[str, Any] = {
+        "api_keys": (ApiKey("test", KEY.encode()),),
+        "host": "127.0.0.1",
+        "port": 0,
+        "embedding_dimension": None,
+        "model_id": "Qwen/Qwen3-VL-Embedding-2B",
+    }
+    return Settings(**{**defaults, **changes})
+
+
+@dataclass
+class Client:
+    """A client of one running application, with its key: `session` sends it unless told otherwise."""
+
+    session: aiohttp.ClientSession
+    app: web.Application
+    port: int
+
+    def request(self, method: str, path: str, **options: Any) -> Any:
+        return self.session.request(method, path, **options)
+
+    async def embed(self, body: Any, **options: Any) -> tuple[int, Any]:
+        """Status and parsed reply of POST /v1/embeddings."""
+        async with self.session.post("/v1/embeddings", json=body, **options) as reply:
+            return reply.status, await reply.json()
+
+    async def get(self, path: str, **options: Any) -> tuple[int, Any]:
+        """Status and parsed reply of a GET."""
+        async with self.session.get(path, **options) as reply:
+            return reply.status, await reply.json()
+
+
+Serve = Callable[..., Awaitable[Client]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Start an application, over the connection handler that production uses: `await serve(model, **settings)` is its client."""
+    running: list[tuple[Client, asyncio.Server, web.AppRunner]] = []
+
+    async def start(model: EmbeddingModel | Callable[[], EmbeddingModel] | None = None, wait: bool = True, **changes: Any) -> Client:
+        settings = make_settings(**changes)
+        model = model or FakeModel()
+        load = model if callable(model) else lambda: model
+        app = create_app(settings, load)
+        runner = web.AppRunner(app, handle_signals=False, handler_cancellation=True, access_log=None)
+        await runner.setup()
+        (sock,) = bind(settings.host, settings.port)
+        port = sock.getsockname()[1]
+        listener = await listen(runner, sock, settings.header_timeout_s)
+        client = Client(aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=AUTH), app, port)
+        running.append((client, listener, runner))
+        while wait and app[SCHEDULER].state is State.LOADING:
+            await asyncio.sleep(0.005)
+        return client
+
+    yield start
+    for client, listener, runner in running:
+        await client.session.close()
+        listener.close()
+        await runner.cleanup()
+
+
+@pytest.fixture
+def fake() -> FakeModel:
+    return FakeModel()
+
+
+@pytest.fixture
+async def client(serve: Serve, fake: FakeModel) -> Client:
+    """A client of an application with the fake model."""
+    return await serve(fake)

@@ -1,0 +1,165 @@
+"""A fake model whose vectors prove their input, with faults to order.
+
+    python -m tests.fakes
+
+serves it, over create_app and with the settings of the environment; faults are taken from FAKE_* variables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from models.base import (
+    Description,
+    DeviceLost,
+    EmbeddingInput,
+    ImageGrid,
+    InputTooLong,
+    ModelInfo,
+    OutOfDeviceMemory,
+    PreparedImage,
+    PreparedInput,
+)
+
+DEFAULT_INSTRUCTION = "default"
+TEMPLATE_TOKENS = 4
+
+
+def contents(item: EmbeddingInput) -> bytes:
+    """All of an input as bytes: whatever differs in it differs in them."""
+    pieces = [(item.instruction or DEFAULT_INSTRUCTION).encode(), b"verbatim" if item.verbatim else b""]
+    for part in item.parts:
+        pieces.append(part.encode() if isinstance(part, str) else repr(part.size).encode() + part.tobytes())
+    return b"\x1f".join(pieces)
+
+
+def vector_of(key: bytes | npt.NDArray[np.int64], width: int) -> npt.NDArray[np.float32]:
+    """A unit vector, float32 of shape (width,), that only this input has."""
+    data = key if isinstance(key, bytes) else key.tobytes()
+    seed = int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
+    row = np.random.default_rng(seed).standard_normal(width).astype(np.float32)
+    return row / np.linalg.norm(row)
+
+
+@dataclass
+class FakeModel:
+    """An EmbeddingModel. One token per character of text and `image_tokens` per image, after the template's four."""
+
+    width: int = 16
+    max_tokens: int = 1_000_000
+    image_tokens: int = 10
+    # Faults.
+    seconds_per_batch: float = 0.0
+    load_seconds: float = 0.0
+    load_error: Exception | None = None
+    fail_text: str = ""
+    most_inputs: int = 0
+    lose_after: int = 0
+    gate: threading.Event | None = None
+    # What it has seen.
+    batches: list[int] = field(default_factory=list)
+    embedded: int = 0
+
+    def load(self) -> FakeModel:
+        time.sleep(self.load_seconds)
+        if self.load_error:
+            raise self.load_error
+        return self
+
+    @property
+    def info(self) -> ModelInfo:
+        return ModelInfo("fake", self.width, self.max_tokens, "cpu", "float32", "f00d", True)
+
+    def vector(self, *parts: str | Image.Image, instruction: str | None = None, verbatim: bool = False) -> npt.NDArray[np.float32]:
+        """The vector that an input must get."""
+        return vector_of(self.prepare(EmbeddingInput(parts, instruction, verbatim)).token_ids, self.width)
+
+    def prepare(self, item: EmbeddingInput) -> PreparedInput:
+        images = [part for part in item.parts if isinstance(part, Image.Image)]
+        limit = min(item.max_tokens or self.max_tokens, self.max_tokens)
+        fixed = TEMPLATE_TOKENS + self.image_tokens * len(images)
+        length = fixed + sum(len(part) for part in item.parts if isinstance(part, str))
+        truncated = length > limit
+        if truncated and (not item.truncate or fixed > limit):
+            raise InputTooLong(f"the input has {length} tokens; the limit is {limit}")
+        length = min(length, limit)
+        ids = np.frombuffer(hashlib.sha256(contents(item)).digest(), dtype=np.uint8).astype(np.int64)
+        grid = ImageGrid((1, 1), (32, 32), (2, 2), self.image_tokens)
+        prepared = tuple(PreparedImage(grid, np.zeros((4, 3), dtype=np.uint8)) for _ in images)
+        failing = -1 if self.fail_text and self.fail_text in item.parts else 0
+        return PreparedInput(np.concatenate([np.resize(ids, length - 1), [failing]]), prepared, truncated=truncated)
+
+    def describe(self, item: EmbeddingInput) -> Description:
+        grids = tuple(
+            ImageGrid(part.size, (32, 32), (2, 2), self.image_tokens) for part in item.parts if isinstance(part, Image.Image)
+        )
+        text = "".join(part if isinstance(part, str) else "<image>" for part in item.parts)
+        prompt = f"{item.instruction or DEFAULT_INSTRUCTION}|{text}"
+        try:
+            prepared = self.prepare(item)
+        except InputTooLong as error:
+            return Description(prompt, None, self.image_tokens * len(grids), grids, False, str(error))
+        return Description(prompt, prepared.text_tokens, prepared.image_tokens, grids, prepared.truncated, None)
+
+    def embed(self, batch: Sequence[PreparedInput]) -> npt.NDArray[np.float32]:
+        if self.gate is not None:
+            self.gate.wait()
+        time.sleep(self.seconds_per_batch)
+        self.batches.append(len(batch))
+        if self.lose_after and len(self.batches) >= self.lose_after:
+            raise DeviceLost("CUDA error: an illegal memory access was encountered")
+        if self.most_inputs and len(batch) > self.most_inputs:
+            raise OutOfDeviceMemory(f"{len(batch)} inputs do not fit")
+        if any(item.token_ids[-1] == -1 for item in batch):
+            raise RuntimeError("this input breaks the model")
+        self.embedded += len(batch)
+        return np.stack([vector_of(item.token_ids, self.width) for item in batch])
+
+    def warm_up(self) -> float:
+        return 1_000_000.0
+
+    def memory_bytes(self) -> int:
+        return 0
+
+
+def _from_environment() -> FakeModel:
+    number = lambda name, kind: kind(os.environ.get(f"FAKE_{name}", "0"))  # noqa: E731
+    return FakeModel(
+        seconds_per_batch=number("SECONDS_PER_BATCH", float),
+        load_seconds=number("LOAD_SECONDS", float),
+        most_inputs=number("MOST_INPUTS", int),
+        lose_after=number("LOSE_AFTER", int),
+        fail_text=os.environ.get("FAKE_FAIL_TEXT", ""),
+    )
+
+
+def main() -> None:
+    """Serve the fake model."""
+    import asyncio
+
+    from app.__main__ import configure_logging
+    from app.main import create_app
+    from app.server import serve
+    from app.settings import load_settings
+
+    settings = load_settings()
+    configure_logging(settings)
+
+    async def run() -> int:
+        return await serve(create_app(settings, partial(_from_environment().load)))
+
+    os._exit(asyncio.run(run()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,476 @@
+"""app/image_decode.py: the official pixels, and a short answer for every file that is not an image within the limits."""
+
+from __future__ import annotations
+
+import copy
+import io
+import random
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from app import image_decode
+from app.image_decode import FORMATS, MAX_ASPECT_RATIO, ImageInvalid, decode_image
+
+CASES = sorted(path for path in Path(__file__).parent.glob("conformance/cases/*.*") if path.suffix not in (".json", ".npz"))
+MAX_BYTES = 20 * 2**20
+MAX_PIXELS = 50_000_000
+
+
+def decode(data: bytes, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    return decode_image(data, max_bytes, max_pixels)
+
+
+def refusal(data: bytes, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> str:
+    with pytest.raises(ImageInvalid) as caught:
+        decode(data, max_bytes, max_pixels)
+    assert caught.value.__cause__ is None and caught.value.__context__ is None  # it would hold the pixels
+    return str(caught.value)
+
+
+def noise(size: tuple[int, int] = (24, 16), mode: str = "RGB") -> Image.Image:
+    values = np.random.default_rng(7).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    return Image.fromarray(values, "RGBA").convert(mode)
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">L", len(body)) + name + body + struct.pack(">L", zlib.crc32(name + body))
+
+
+def png(width: int, height: int, pixels: bytes, before: bytes = b"") -> bytes:
+    header = struct.pack(">LLBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = png_chunk(b"IHDR", header) + before + png_chunk(b"IDAT", zlib.compress(pixels, 9)) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def tiff(fields: dict[int, tuple[int, int, int]], size: int, head: bytes = b"II*\x00") -> bytes:
+    """A grey 100 x 100 TIFF; `fields` are tag -> (type, count, value or offset), and the file is filled up to `size`."""
+    grey = {256: (4, 1, 100), 257: (4, 1, 100), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 277: (3, 1, 1)}
+    grey |= {273: (4, 1, 1000), 278: (4, 1, 100), 279: (4, 1, 10_000)}
+    entries = sorted((grey | fields).items())
+    directory = b"".join(struct.pack("<HHLL", tag, *field) for tag, field in entries)
+    return (head + struct.pack("<LH", 8, len(entries)) + directory + bytes(4)).ljust(size, b"\x01")
+
+
+# The official pixels
+
+
+def official(data: bytes) -> Image.Image:
+    """qwen_vl_utils.vision_process.fetch_image up to its resize, for an image that came by URL."""
+    with io.BytesIO(data) as file:
+        image = copy.deepcopy(Image.open(file))
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image, mask=image.split()[3])
+    return white
+
+
+def official_format(path: Path) -> str | None:
+    with Image.open(path) as image:
+        return image.format
+
+
+def assert_official(data: bytes) -> None:
+    ours, theirs = decode(data), official(data)
+    assert (ours.mode, ours.size) == ("RGB", theirs.size)
+    assert ours.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.name)
+def test_pixels_are_official(path: Path) -> None:
+    assert_official(path.read_bytes())
+
+
+def test_cases_cover_every_format() -> None:
+    assert {official_format(path) for path in CASES} == set(FORMATS)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_png_modes_are_official(mode: str) -> None:
+    image = Image.new("I;16", (24, 16), 40_000) if mode == "I;16" else noise(mode=mode)
+    assert_official(encode(image, "PNG"))
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_tiff_is_official_with_its_metadata(compression: str | None, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif.get_ifd(0x8769)[0x829A] = 0.01
+    exif.get_ifd(0x8825)[1] = "N"
+    data = encode(noise(), "TIFF", compression=compression, exif=exif)
+    assert decode(data).size == ((24, 16) if orientation == 1 else (16, 24))  # Pillow itself turns a TIFF, and no other format
+    assert_official(data)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_tiff_of_either_size_is_official(big: bool) -> None:
+    assert_official(encode(noise(), "TIFF", big_tiff=big))
+
+
+def test_rgba_is_composited_on_white() -> None:
+    image = noise(mode="RGBA")
+    values = np.asarray(image).astype(int)
+    colour, alpha = values[..., :3], values[..., 3:]
+    blended = colour * alpha + 255 * (255 - alpha) + 128
+    expected = ((blended >> 8) + blended) >> 8
+    assert np.array_equal(np.asarray(decode(encode(image, "PNG"))), expected)
+
+
+def test_other_transparency_is_dropped() -> None:
+    assert decode(encode(Image.new("LA", (4, 4), (9, 0)), "PNG")).getpixel((0, 0)) == (9, 9, 9)
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([10, 20, 30] + [0] * 765)
+    assert decode(encode(palette, "PNG", transparency=0)).getpixel((0, 0)) == (10, 20, 30)
+
+
+def test_exif_does_not_rotate_a_jpeg() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(noise(), "JPEG", exif=exif)
+    assert b"Exif\0\0" in data
+    assert decode(data).size == (24, 16)
+    assert_official(data)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
+    red, green, blue = decode(data).getpixel((5, 5))
+    assert red > 200 and green < 50 and blue < 50
+    assert_official(data)
+
+
+def test_multi_picture_jpeg_is_a_jpeg() -> None:
+    data = encode(noise(), "MPO", save_all=True, append_images=[noise().rotate(180)])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert_official(data)
+
+
+def test_metadata_is_left_behind() -> None:
+    plain = noise(mode="RGB")
+    tagged = encode(plain, "PNG", icc_profile=b"not a profile" * 9, exif=Image.Exif().tobytes(), dpi=(72, 72))
+    assert decode(tagged).info == {}
+    assert decode(tagged).tobytes() == plain.tobytes()
+
+
+# The limits
+
+
+def test_bytes() -> None:
+    data = encode(noise(), "PNG")
+    assert decode(data, max_bytes=len(data)).size == (24, 16)
+    assert refusal(data, max_bytes=len(data) - 1) == f"image has {len(data):,} bytes; the limit is {len(data) - 1:,}"
+
+
+def test_pixels() -> None:
+    data = encode(noise(), "PNG")
+    assert decode(data, max_pixels=384).size == (24, 16)
+    assert refusal(data, max_pixels=383) == "image has 384 pixels; the limit is 383"
+
+
+def test_message_groups_digits() -> None:
+    assert refusal(png(15_000, 10_000, b"")) == "image has 150,000,000 pixels; the limit is 50,000,000"
+
+
+def test_aspect_ratio_is_the_official_limit() -> None:
+    assert MAX_ASPECT_RATIO == 200
+    assert decode(encode(noise((200, 1)), "PNG")).size == (200, 1)
+    assert decode(encode(noise((2, 400)), "PNG")).size == (2, 400)
+    assert refusal(encode(noise((201, 1)), "PNG")) == "image is 201 x 1; the limit is an aspect ratio of 200"
+    assert "aspect ratio of 200" in refusal(encode(noise((2, 401)), "PNG"))
+
+
+def test_our_pixel_limit_is_the_only_one() -> None:
+    """Pillow alone warns at 90 million pixels, and refuses twice that."""
+    assert Image.MAX_IMAGE_PIXELS is None
+    data = png(14_000, 13_000, b"\x00" * (14_001 * 13_000))
+    assert decode(data, max_pixels=182_000_000).size == (14_000, 13_000)
+
+
+@pytest.mark.parametrize("width, height", [(0, 0), (0, 9), (9, 0)])
+def test_zero_size(width: int, height: int) -> None:
+    refusal(png(width, height, b""))
+    gif = bytearray(encode(noise(), "GIF"))
+    gif[6:10] = struct.pack("<HH", width, height)
+    place = gif.index(b",", 13 + 768)
+    gif[place + 5 : place + 9] = struct.pack("<HH", width, height)
+    refusal(bytes(gif))
+
+
+# Formats
+
+
+@pytest.mark.parametrize("kind", ["ICO", "PPM", "TGA", "PCX", "SGI", "DDS", "ICNS", "JPEG2000", "EPS", "PDF", "SPIDER", "AVIF"])
+def test_other_formats_are_refused(kind: str) -> None:
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow does not write {kind}")
+    assert refusal(encode(noise((32, 32)), kind)) == "image is not a readable PNG, JPEG, WEBP, GIF, BMP or TIFF file"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"8BPS\x00\x01" + bytes(60), b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"<svg/>", b"hello", b"\x00", b"{}"],
+    ids=["psd", "eps", "svg", "text", "nul", "json"],
+)
+def test_what_is_no_image(data: bytes) -> None:
+    assert refusal(data) == "image is not a readable PNG, JPEG, WEBP, GIF, BMP or TIFF file"
+
+
+def test_empty() -> None:
+    assert refusal(b"") == "image is empty"
+
+
+@pytest.mark.parametrize("head", [b"MM\x00+", b"MM*\x00", b"II\x00*"])
+def test_tiff_headers_that_readers_dispute(head: bytes) -> None:
+    assert decode(tiff({}, 11_000)).size == (100, 100)
+    refusal(tiff({}, 11_000, head))
+
+
+# Bombs: each is refused, soon, and for little memory
+
+
+def comment_gif() -> bytes:
+    gif = encode(noise(mode="P"), "GIF")
+    place = gif.index(b",", 13 + 768)
+    return gif[:place] + (b"!\xfe\x01x\x00" * 400_000) + gif[place:]
+
+
+def progressive_jpeg(scans: int) -> bytes:
+    data = encode(Image.new("L", (64, 64), 128), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * scans + b"\xff\xd9"
+
+
+def exif_jpeg() -> bytes:
+    """A resolution of 25,000 numbers, in EXIF: Pillow would make an object of each."""
+    values = struct.pack("<HHLLHHLLL", 0x11A, 5, 8000, 100, 0x128, 3, 1, 2, 0)
+    exif = (b"Exif\0\0II*\0\x08\0\0\0\x02\0" + values).ljust(65_000, b"\x01")
+    plain = encode(noise(), "JPEG")
+    return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[20:]
+
+
+def run_length_bmp(runs: int) -> bytes:
+    """An RLE8 file, which Pillow decodes in Python, two bytes at a time."""
+    size = struct.pack("<LllHHLLllLL", 40, 7000, 7000, 1, 8, 1, 0, 0, 0, 256, 256)
+    return struct.pack("<2sLHHL", b"BM", 0, 0, 0, 54 + 1024) + size + bytes(1024) + b"\x01\x05" * runs
+
+
+def webp_canvas() -> bytes:
+    data = bytearray(encode(noise(), "WEBP", save_all=True, append_images=[noise().rotate(90)]))
+    assert data[12:16] == b"VP8X"
+    data[24:30] = (15_999).to_bytes(3, "little") * 2
+    return bytes(data)
+
+
+JPEG, GIF, BMP = encode(noise(), "JPEG"), encode(noise(), "GIF"), encode(noise(), "BMP")
+LONG_TEXT = zlib.compress(bytes(64 * 2**20), 9)
+SIDE = (4, 1, 100_000)
+TILE = (4, 1, 30_000)
+TILED = {259: (3, 1, 8), 324: (4, 1, 500), 325: (4, 1, 900)}
+
+PIXELS, PIECES, VALUES = "pixels; the limit is 50,000,000", "made of too many pieces", "values; the limit is 200,000"
+BOMBS = {
+    "png of 2.5 gigapixels": (PIXELS, lambda: png(50_000, 50_000, bytes(2**20))),
+    "png with the largest size": (PIXELS, lambda: png(2**31 - 1, 2**31 - 1, b"")),
+    "png text": ("damaged", lambda: png(9, 9, bytes(90), png_chunk(b"zTXt", b"k\0\0" + LONG_TEXT))),
+    "png international text": ("damaged", lambda: png(9, 9, bytes(90), png_chunk(b"iTXt", b"k\0\1\0\0\0" + LONG_TEXT))),
+    "png of empty chunks": (PIECES, lambda: png(9, 9, bytes(90), png_chunk(b"abCd", b"") * 400_000)),
+    "jpeg of 4.3 gigapixels": (PIXELS, lambda: JPEG.replace(b"\x08\x00\x10\x00\x18", b"\x08\xff\xff\xff\xff")),
+    "jpeg scans": ("more than 64 JPEG scans", lambda: progressive_jpeg(65)),
+    "jpeg junk": (PIECES, lambda: b"\xff\xd8\xff\xe0\x00\x02" + b"\x01" * 4_000_000),
+    "jpeg of exif segments": (PIECES, lambda: b"\xff\xd8" + b"\xff\xe1\x00\x09Exif\0\0x" * 400_000 + JPEG[2:]),
+    "jpeg of comments": (PIECES, lambda: b"\xff\xd8" + b"\xff\xfe\x00\x03x" * 400_000 + JPEG[2:]),
+    "gif screen": (PIXELS, lambda: b"GIF89a\xff\xff\xff\xff\x00\x00\x00" + GIF[13 + 768 :]),
+    "gif frame": (PIXELS, lambda: b"GIF89a\x09\x00\x09\x00\x00\x00\x00,\x00\x00\x00\x00" + b"\xff" * 4 + b"\x00\x08\x00;"),
+    "gif comments": (PIECES, comment_gif),
+    "webp canvas": (PIXELS, webp_canvas),
+    "bmp of 1.6 gigapixels": (PIXELS, lambda: BMP[:18] + struct.pack("<ll", 40_000, 40_000) + BMP[26:]),
+    "bmp of runs": (PIECES, lambda: run_length_bmp(2_500_000)),
+    "tiff of 10 gigapixels": (PIXELS, lambda: tiff({256: SIDE, 257: SIDE, 278: SIDE}, 20_000)),
+    "tiff strips": (VALUES, lambda: tiff({278: (3, 1, 1), 273: (3, 900_000, 500)}, 2_000_000)),
+    "tiff strips as bytes": (VALUES, lambda: tiff({278: (3, 1, 1), 273: (1, 1_900_000, 500)}, 2_000_000)),
+    "tiff rationals": (VALUES, lambda: tiff({282: (5, 240_000, 500)}, 2_000_000)),
+    "tiff tiles": ("tiles of 900,000,000 pixels", lambda: tiff(TILED | {322: TILE, 323: TILE}, 2000)),
+    "tiff fields": ("more than 1,000 TIFF fields", lambda: tiff({40_000 + tag: (3, 1, 0) for tag in range(1000)}, 50_000)),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs(name: str) -> None:
+    reason, make = BOMBS[name]
+    data = make()
+    assert len(data) < 6_000_000
+    tracemalloc.start()
+    started = time.perf_counter()
+    message = refusal(data)
+    elapsed = time.perf_counter() - started
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert reason in message
+    assert elapsed < 2 and peak < 30 * 2**20
+
+
+def test_real_files_are_far_from_the_bounds() -> None:
+    assert decode(progressive_jpeg(40)).size == (64, 64)
+    assert decode(tiff({278: (3, 1, 1), 273: (3, 100, 500), 279: (3, 100, 500)}, 2**16)).size == (100, 100)
+    chunks = png_chunk(b"tEXt", b"key\0value") * 2000
+    assert decode(png(9, 9, bytes(90), chunks)).size == (9, 9)
+
+
+def test_exif_is_hidden_from_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = exif_jpeg()
+    monkeypatch.setattr(Image.Exif, "load", lambda *_: pytest.fail("EXIF was parsed"))
+    with pytest.raises(pytest.fail.Exception):
+        Image.open(io.BytesIO(data))
+    assert decode(data).size == (24, 16)
+
+
+def test_tiff_metadata_directories_are_hidden_from_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiff({34665: (4, 1, 200)}, 11_000)
+    seen: list[int] = []
+    monkeypatch.setattr(Image.Exif, "_get_ifd_dict", lambda self, offset, group=None: seen.append(offset) or {})
+    Image.open(io.BytesIO(data)).load()
+    assert seen == [200]
+    assert decode(data).size == (100, 100)
+    assert seen == [200]
+
+
+def test_size_is_checked_before_pixels_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("pixels were read"))
+    assert "pixels; the limit is 9" in refusal(encode(noise(), "PNG"), max_pixels=9)
+
+
+def test_memory_error_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: ImageFile.ImageFile) -> None:
+        raise MemoryError("0x7f00 at /secret")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    assert refusal(encode(noise(), "PNG")) == "image file is damaged or cut short"
+
+
+# Damage
+
+
+SMALL = {
+    "PNG": encode(noise(), "PNG"),
+    "JPEG": encode(noise(), "JPEG"),
+    "progressive": encode(noise(), "JPEG", progressive=True),
+    "GIF": encode(noise(), "GIF"),
+    "WEBP": encode(noise(), "WEBP"),
+    "lossless": encode(noise(mode="RGBA"), "WEBP", lossless=True),
+    "BMP": encode(noise(), "BMP"),
+    "TIFF": encode(noise(), "TIFF"),
+    "deflate": encode(noise(), "TIFF", compression="tiff_adobe_deflate"),
+}
+
+
+def survives(data: bytes) -> bool:
+    """Whether the file is taken; every failure but ImageInvalid, warnings among them, fails the test."""
+    try:
+        image = decode(data, max_pixels=10_000)
+    except ImageInvalid:
+        return False
+    assert image.mode == "RGB" and 0 < image.width * image.height <= 10_000
+    return True
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_truncation(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    data = SMALL[name]
+    taken = [length for length in range(len(data)) if survives(data[:length])]
+    assert survives(data)
+    # What a file may lack and still have all its pixels: PNG's last checksum and end chunk, GIF's trailer.
+    assert all(length >= len(data) - 20 for length in taken)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_cut_short_message() -> None:
+    assert refusal(SMALL["PNG"][:400]) == "image file is damaged or cut short"
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+def test_mutations(capfd: pytest.CaptureFixture[str]) -> None:
+    chance = random.Random(20_240_607)
+    outcomes = []
+    for data in chance.choices(list(SMALL.values()), k=600):
+        mutant = bytearray(data)
+        for _ in range(chance.randint(1, 6)):
+            place = chance.randrange(min(len(mutant), chance.choice([64, 10**6])))
+            mutant[place] = chance.choice([0, 1, 127, 255, chance.randrange(256)])
+        outcomes.append(survives(bytes(mutant)))
+    assert 100 < sum(outcomes) < 500
+    assert capfd.readouterr() == ("", "")
+
+
+# Warnings
+
+
+WARNS = tiff({282: (5, 1, 90_000)}, 12_000)  # a resolution that lies beyond the end of the file
+
+
+def test_pillow_does_warn_of_this_file() -> None:
+    with pytest.warns(UserWarning, match="Truncated File Read"):
+        Image.open(io.BytesIO(WARNS))
+
+
+def test_warnings_are_neither_raised_nor_shown() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(WARNS).size == (100, 100)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        decode(WARNS)
+        assert not caught
+
+
+def test_filter_is_added_once() -> None:
+    decode(WARNS)
+    before = list(warnings.filters)
+    decode(WARNS)
+    assert list(warnings.filters) == before
+
+
+def test_nothing_is_printed_in_a_process_of_its_own() -> None:
+    noisy = tiff({277: (3, 1, 9999)}, 12_000)  # Pillow logs this one as an error
+    program = (
+        "import app.image_decode as d\n"
+        f"d.decode_image({WARNS[:400]!r}.ljust(12000, b'x'), 10**6, 10**6)\n"
+        f"try:\n d.decode_image({noisy[:400]!r}.ljust(12000, b'x'), 10**6, 10**6)\n"
+        "except d.ImageInvalid as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "image is not a readable PNG, JPEG, WEBP, GIF, BMP or TIFF file\n"
+
+
+def test_many_threads() -> None:
+    files = [WARNS, *SMALL.values(), SMALL["PNG"][:300]] * 20
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(survives, files))
+    assert together == [survives(data) for data in files]
+    assert sum(together) == 20 * (len(SMALL)) + 20
+
+
+def test_torch_is_not_imported() -> None:
+    source = Path(image_decode.__file__).read_text()
+    assert "import torch" not in source and "import qwen_vl_utils" not in source
