@@ -1,4 +1,4 @@
-"""`python -m app`: read the settings, and serve, or check the checkpoint."""
+"""`python -m app`: read the settings and serve; and the other commands, of which `--help` tells."""
 
 from __future__ import annotations
 
@@ -7,29 +7,53 @@ import asyncio
 import logging
 import os
 import sys
+from pathlib import Path
 
 from app.lifecycle import ExitCode
 from app.settings import Settings, SettingsError, load_settings
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
 
 def main() -> int:
     """The exit code of the command named on the command line."""
-    parser = argparse.ArgumentParser(prog="python -m app", description="Embedding server for Qwen3-VL-Embedding.")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    commands.add_parser("serve", help="serve over HTTP (the default)")
-    commands.add_parser("verify", help="check the configured checkpoint against its published figure")
-    command = parser.parse_args().command or "serve"
+    arguments = parse_arguments()
+    if arguments.command == "configure":
+        from app.configure import configure
+
+        return configure()
+    if arguments.command == "demo":
+        from app.demo import run_demo
+
+        logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
+        return asyncio.run(run_demo(arguments.model_path, arguments.port, arguments.once))
     try:
         settings = load_settings()
     except SettingsError as error:
         print(error, file=sys.stderr)
         return ExitCode.SETTINGS_WRONG
     configure_logging(settings)
-    if command == "verify":
+    if arguments.command == "verify":
         from app.verify import verify
 
         return verify(settings)
     return run_server(settings)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """`command` is "serve" where none is given."""
+    parser = argparse.ArgumentParser(prog="python -m app", description="Embedding server for Qwen3-VL-Embedding.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("serve", help="serve over HTTP, as config.env and the environment say (the default)")
+    commands.add_parser("verify", help="check the configured checkpoint against its published figure")
+    commands.add_parser("configure", help="write config.env from config.env.example, with a new API key, where there is none")
+    demo = commands.add_parser("demo", help="serve a demo checkpoint and ask it one question of every kind")
+    demo.add_argument("--model-path", type=Path, required=True, help="the folder that models.demo wrote")
+    demo.add_argument("--port", type=int, default=6008)
+    demo.add_argument("--once", action="store_true", help="end after the table; not 0 if a request failed")
+    arguments = parser.parse_args()
+    arguments.command = arguments.command or "serve"
+    return arguments
 
 
 def run_server(settings: Settings) -> int:
@@ -46,7 +70,7 @@ def run_server(settings: Settings) -> int:
 
 def configure_logging(settings: Settings) -> None:
     """One line an event on standard error."""
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=settings.log_level, format=LOG_FORMAT, stream=sys.stderr)
     # Their INFO is about every download and every file.
     for noisy in ("httpx", "httpcore", "urllib3", "filelock", "PIL"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))

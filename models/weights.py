@@ -32,12 +32,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What a model reads: never code, and pickles only where they are allowed and there is nothing better.
-_SUFFIXES = (".json", ".jinja", ".txt", ".model")
+# What a model reads, and never code. A layer of a sentence-transformers model lies in a folder such as 1_Pooling.
+_NEEDED = re.compile(r"(\d+_\w+/)?[^/]+\.(json|jinja|txt|model|safetensors)")
 # Files whose inside is looked at: the weights and what is read with them.
 _CHECKED = (".safetensors", ".json", ".jinja", ".model", "merges.txt", "vocab.txt")
-# A pooling or dense layer of a sentence-transformers model lies in a folder such as 1_Pooling.
-_MODULE_FOLDER = re.compile(r"\d+_\w+/[^/]+")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # safetensors itself refuses a header over 100 MB.
 _MAX_HEADER_BYTES = 100_000_000
@@ -324,18 +322,14 @@ def _needed_files(info: ModelInfo, allow_pickle: bool) -> tuple[str, list[_Remot
     """The commit that the repository stands at, and the files of it that a model needs."""
     siblings = info.siblings or []
     if any("/" not in sibling.rfilename and sibling.rfilename.endswith(".safetensors") for sibling in siblings):
-        weights: tuple[str, ...] = (".safetensors",)
+        needed = _NEEDED
     elif allow_pickle:
-        weights = (".bin",)
+        needed = re.compile(rf"{_NEEDED.pattern}|pytorch_model[^/]*\.bin")
     else:
         raise _HubError(f"The repository {info.id} has no weights in safetensors; ALLOW_PICKLE=true allows others.")
     if info.sha is None:
         raise _HubError(f"The hub does not say at which commit {info.id} stands.")
-    return info.sha, [_remote_file(sibling) for sibling in siblings if _is_needed(sibling.rfilename, (*_SUFFIXES, *weights))]
-
-
-def _is_needed(name: str, suffixes: tuple[str, ...]) -> bool:
-    return name.endswith(suffixes) and ("/" not in name or _MODULE_FOLDER.fullmatch(name) is not None)
+    return info.sha, [_remote_file(sibling) for sibling in siblings if needed.fullmatch(sibling.rfilename)]
 
 
 def _remote_file(sibling: RepoSibling) -> _RemoteFile:

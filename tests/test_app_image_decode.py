@@ -316,18 +316,24 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs(name: str) -> None:
+def test_bombs_are_refused_soon(name: str) -> None:
     reason, make = BOMBS[name]
     data = make()
     assert len(data) < 6_000_000
-    tracemalloc.start()
     started = time.perf_counter()
-    message = refusal(data)
-    elapsed = time.perf_counter() - started
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert reason in message
-    assert elapsed < 2 and peak < 30 * 2**20
+    assert reason in refusal(data)
+    assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize("name", [name for name, (reason, _) in BOMBS.items() if reason != PIECES])
+def test_bombs_take_little_memory(name: str) -> None:
+    data = BOMBS[name][1]()
+    tracemalloc.start()
+    try:
+        refusal(data)
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_real_files_are_far_from_the_bounds() -> None:

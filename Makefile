@@ -1,0 +1,51 @@
+# make demo | test | run | lint.   make demo ONCE=1 ends after its table; PORT=... moves it.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 6008
+DEMO_CHECKPOINT ?= models/demo-checkpoint
+# More arguments for pip, such as an index of its own for torch's CPU build.
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+CODE := app scheduler models tests
+# RUF001 to RUF003 frown on text in many scripts, which is what the tests are about.
+RUFF_RULES := --line-length 130 --select E,F,I,B,UP,SIM,RUF --ignore RUF001,RUF002,RUF003
+
+.PHONY: demo test run lint format clean
+.DEFAULT_GOAL := demo
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[test]'
+	@touch $@
+
+# The service on random weights, asked one real question of every kind.
+demo: $(VENV)/.installed
+	@$(BIN)/python -m models.demo $(DEMO_CHECKPOINT)
+	@exec $(BIN)/python -m app demo --model-path $(DEMO_CHECKPOINT) --port $(PORT) $(if $(ONCE),--once)
+
+# Every test that needs no root.
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The service as config.env says, made on the first go.
+run: $(VENV)/.installed
+	@$(BIN)/python -m app configure
+	@exec $(BIN)/python -m app serve
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check $(RUFF_RULES) $(CODE)
+	$(BIN)/ruff format --line-length 130 --check $(CODE)
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check $(RUFF_RULES) --fix $(CODE)
+	$(BIN)/ruff format --line-length 130 $(CODE)
+
+clean:
+	rm -rf $(VENV) build *.egg-info $(DEMO_CHECKPOINT)
