@@ -14,7 +14,7 @@ async def read_body(request: web.Request, max_bytes: int, timeout_s: float) -> b
 
     Raises BodyCompressed, BodyTooLarge, BodyTimeout, BodyBroken.
     """
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower() not in ("", "identity"):
+    if any(coding.strip().lower() not in ("", "identity") for coding in request.headers.getall(hdrs.CONTENT_ENCODING, [])):
         raise BodyCompressed
     too_large = BodyTooLarge(f"the body is larger than the limit of {max_bytes:,} bytes")
     if (request.content_length or 0) > max_bytes:

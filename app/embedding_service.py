@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from app.dialects import EmbeddingRequest, ImageSource, InvalidRequest, RequestItem
-from app.errors import InputError
+from app.errors import InputError, row_for
 from app.image_decode import ImageInvalid, decode_image
 from app.image_fetch import ImageFetcher, ImageUnavailable
 from app.metrics import Metrics
@@ -36,6 +37,8 @@ T = TypeVar("T")
 INLINE_CHARACTERS = 1024
 # Texts that one thread prepares in one go.
 CHUNK = 64
+# Items with image URLs from the start of their downloads to their patches: what arrives must not pile up before the pool.
+DOWNLOADS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class EmbeddingService:
         self._fetcher = fetcher
         self._metrics = metrics
         self._pool = pool
+        self._download_slots = asyncio.Semaphore(DOWNLOADS_AT_ONCE)
 
     def dimension(self) -> int:
         """The components of a vector where a request asks for no other number. Raises NotReady."""
@@ -68,11 +72,8 @@ class EmbeddingService:
         """
         started = time.monotonic()
         with self._scheduler.reserve(len(request.items)) as places:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    prepared = await self._prepare_all(request)
-            except TimeoutError:
-                raise DeadlineExceeded("the deadline passed while the inputs were prepared") from None
+            async with until(deadline):
+                prepared = await self._prepare_all(request)
             prepare_seconds = time.monotonic() - started
             self._metrics.prepare_seconds.observe(prepare_seconds)
             good = [item for item in prepared if isinstance(item, PreparedInput)]
@@ -81,10 +82,11 @@ class EmbeddingService:
         answers = [next(vectors) if isinstance(item, PreparedInput) else item for item in prepared]
         return self._finish(request, prepared, answers, prepare_seconds)
 
-    async def describe(self, request: EmbeddingRequest) -> list[Description | Exception]:
+    async def describe(self, request: EmbeddingRequest, deadline: float) -> list[Description | Exception]:
         """What the model would read of every item; an error in the place of an item that cannot be had at all."""
         with self._scheduler.reserve(len(request.items)):
-            return await asyncio.gather(*(self._describe_one(item, request) for item in request.items))
+            async with until(deadline):
+                return await run_all([self._describe_one(item, request) for item in request.items])
 
     async def in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run what takes the CPU off the event loop."""
@@ -126,9 +128,7 @@ class EmbeddingService:
     ) -> None:
         """An item with images: its URLs fetched, then everything else in one go."""
         try:
-            parts = await self._fetch_parts(item)
-            prepare = self._scheduler.model.prepare
-            result: PreparedInput | Exception = await self.in_pool(self._decode_and, prepare, item, parts, request)
+            result: PreparedInput | Exception = await self._with_images(self._scheduler.model.prepare, item, request)
         except (InputError, InvalidInput) as error:
             result = error
         results[index] = placed(result, index, request)
@@ -137,10 +137,17 @@ class EmbeddingService:
         if isinstance(item, InvalidRequest):
             return item
         try:
-            parts = await self._fetch_parts(item)
-            return await self.in_pool(self._decode_and, self._scheduler.model.describe, item, parts, request)
+            return await self._with_images(self._scheduler.model.describe, item, request)
         except (InputError, InvalidInput) as error:
             return error if isinstance(error, InputError) else InputError(error, item.param)
+
+    async def _with_images(self, then: Callable[[EmbeddingInput], T], item: RequestItem, request: EmbeddingRequest) -> T:
+        """Fetch and decode an item's images, and hand the whole to the model. Raises InputError, InvalidInput."""
+        # A slow host may hold up other downloads, never what came with the request.
+        downloads = any(isinstance(part, ImageSource) and part.url for part in item.parts)
+        async with self._download_slots if downloads else nullcontext():
+            parts = await self._fetch_parts(item)
+            return await self.in_pool(self._decode_and, then, item, parts, request)
 
     async def _fetch_parts(self, item: RequestItem) -> list[str | bytes]:
         """An item's parts, each image as its file's bytes. Raises InputError."""
@@ -177,14 +184,16 @@ class EmbeddingService:
 
     async def _wait(self, futures: Sequence[asyncio.Future[Vector]], request: EmbeddingRequest) -> list[Vector | Exception]:
         """Every input's vector, or its error where the request takes partial results."""
-        if request.partial:
-            return await asyncio.gather(*futures, return_exceptions=True)  # type: ignore[return-value]
         try:
-            return list(await asyncio.gather(*futures))
+            return await asyncio.gather(*futures, return_exceptions=request.partial)  # type: ignore[return-value]
         finally:
-            # Where one has failed, or the caller has gone, nobody waits for the others.
             for future in futures:
+                # Where one has failed, or the caller has gone, nobody waits for the others.
                 future.cancel()
+                if future.cancelled():
+                    self._metrics.dropped.labels("cancelled").inc()
+                elif error := future.exception():
+                    self._metrics.dropped.labels(row_for(error).reason).inc()
 
     def _finish(
         self,
@@ -238,6 +247,16 @@ def placed(result: PreparedInput | Exception, index: int, request: EmbeddingRequ
     if not request.partial:
         raise error
     return error
+
+
+@asynccontextmanager
+async def until(deadline: float) -> AsyncIterator[None]:
+    """Raises DeadlineExceeded where what is inside is not done by `deadline`, on the loop's clock."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded("the deadline passed while the inputs were prepared") from None
 
 
 async def run_all(jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

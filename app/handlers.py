@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -14,12 +16,14 @@ from aiohttp import web
 from app import VERSION, dialects
 from app.bodies import read_body
 from app.dialects import EmbeddingRequest, InvalidRequest, ModelNotFound, RequestLimits
-from app.errors import error_object
-from app.keys import LIFECYCLE, LOG, METRICS, SCHEDULER, SERVICE, SETTINGS
+from app.errors import error_object, row_for
+from app.keys import LIFECYCLE, LOG, METRICS, SCHEDULER, SERVICE, SETTINGS, RequestLog
 from app.openapi import openapi_document
 from app.replies import embeddings_body
 from models.base import Description
 from scheduler.scheduler import State
+
+log = logging.getLogger(__name__)
 
 # Bodies and replies from here on are read and written off the event loop: about a millisecond of work.
 LARGE_BODY_BYTES = 64 * 1024
@@ -31,12 +35,13 @@ _DOCS_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect
 
 async def create_embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings"""
-    deadline = asyncio.get_running_loop().time() + request_timeout(request)
+    deadline = request_deadline(request)
     parsed = await read_request(request)
     service, entry = request.app[SERVICE], request[LOG]
     entry.inputs = len(parsed.items)
     outcome = await service.embed(parsed, deadline)
     entry.tokens, entry.timings = outcome.usage.total, outcome.timings
+    log_fault(entry, outcome.rows)
     arguments = (outcome.rows, outcome.usage, request.app[SETTINGS].model_name, parsed.encoding_format)
     large = len(outcome.rows) > LARGE_REPLY_ROWS
     body = await service.in_pool(embeddings_body, *arguments) if large else embeddings_body(*arguments)
@@ -46,9 +51,10 @@ async def create_embeddings(request: web.Request) -> web.Response:
 
 async def preview_embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings/preview"""
+    deadline = request_deadline(request)
     parsed = await read_request(request)
     request[LOG].inputs = len(parsed.items)
-    described = await request.app[SERVICE].describe(parsed)
+    described = await request.app[SERVICE].describe(parsed, deadline)
     rows = [preview_row(index, row, item.param) for index, (row, item) in enumerate(zip(described, parsed.items, strict=True))]
     return json_reply({"object": "list", "model": request.app[SETTINGS].model_name, "data": rows})
 
@@ -145,7 +151,7 @@ async def read_request(request: web.Request) -> EmbeddingRequest:
     limits = RequestLimits(
         model_names=frozenset({settings.model_name, settings.model_id}),
         max_inputs=settings.max_inputs_per_request,
-        max_input_tokens=min(settings.max_input_tokens, scheduler.model.info.max_tokens),
+        max_input_tokens=max_input_tokens(app),
         dimension=service.dimension(),
         max_image_bytes=settings.max_image_bytes,
     )
@@ -154,15 +160,23 @@ async def read_request(request: web.Request) -> EmbeddingRequest:
     return dialects.parse(body, limits)
 
 
-def request_timeout(request: web.Request) -> float:
-    """Seconds that the request may wait for the device: X-Request-Timeout, capped by REQUEST_TIMEOUT_S. Raises InvalidRequest."""
-    longest = request.app[SETTINGS].request_timeout_s
+def request_deadline(request: web.Request) -> float:
+    """When the device must have taken the request, on the loop's clock. X-Request-Timeout, a number of seconds, is capped by
+    REQUEST_TIMEOUT_S. Raises InvalidRequest."""
+    now, longest = asyncio.get_running_loop().time(), request.app[SETTINGS].request_timeout_s
     given = request.headers.get("X-Request-Timeout")
     if given is None:
-        return longest
+        return now + longest
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", given, re.ASCII) or not float(given):
         raise InvalidRequest("X-Request-Timeout must be a number of seconds above 0, such as 2.5", "X-Request-Timeout")
-    return min(float(given), longest)
+    return now + min(float(given), longest)
+
+
+def log_fault(entry: RequestLog, rows: Sequence[object]) -> None:
+    """A fault of ours in a row of a partial result is in the log like any other: with its trace, under the request's id."""
+    faults = [row for row in rows if isinstance(row, Exception) and row_for(row).status == 500]
+    if faults:
+        log.error("%s %d of %d inputs failed", entry.request_id, len(faults), len(rows), exc_info=faults[0])
 
 
 def status(app: web.Application) -> str:
@@ -173,6 +187,12 @@ def embedding_dimension(app: web.Application) -> int | None:
     """The components of a vector; None where they are the model's own and the model is loading."""
     model = app[SCHEDULER].loaded_model
     return app[SETTINGS].embedding_dimension or (model.info.width if model else None)
+
+
+def max_input_tokens(app: web.Application) -> int:
+    """Tokens of an input, at most: as set, and no more than the model reads."""
+    model, limit = app[SCHEDULER].loaded_model, app[SETTINGS].max_input_tokens
+    return min(limit, model.info.max_tokens) if model else limit
 
 
 def fingerprint(app: web.Application) -> str | None:
@@ -193,7 +213,7 @@ def model_row(app: web.Application) -> dict[str, Any]:
         "root": settings.model_id,
         "fingerprint": fingerprint(app),
         "embedding_dimension": embedding_dimension(app),
-        "max_input_tokens": settings.max_input_tokens,
+        "max_input_tokens": max_input_tokens(app),
     }
 
 

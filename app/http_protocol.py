@@ -1,7 +1,8 @@
-"""aiohttp's connection handler, with two habits of its own changed.
+"""aiohttp's connection handler, with three habits of its own changed.
 
-What is no HTTP is answered before any middleware: here in the JSON form too, and without a traceback in the log. And a
-connection that has begun a request's head must finish it in time.
+What is no HTTP, or expects what nobody knows, is answered before any middleware: here in the JSON form too, and without a
+traceback in the log. A body whose framing breaks off is at an end for whoever reads it. And a connection that has begun a
+request's head must finish it in time.
 """
 
 from __future__ import annotations
@@ -12,11 +13,19 @@ import uuid
 from typing import Any
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from app.errors import MalformedRequest, error_reply
 
 log = logging.getLogger(__name__)
+
+
+def json_error(error: BaseException) -> web.Response:
+    """The reply to what no middleware sees; the connection ends with it."""
+    reply = error_reply(error)
+    reply.headers["X-Request-Id"] = uuid.uuid4().hex
+    reply.force_close()
+    return reply
 
 
 class JsonRequestHandler(RequestHandler):
@@ -31,6 +40,7 @@ class JsonRequestHandler(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        self._end_broken_body()
         if not self._awaits_head():
             self._stop_head_timer()
         elif data and self._head_timer is None:
@@ -49,10 +59,29 @@ class JsonRequestHandler(RequestHandler):
             log.error("unhandled error", exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("a reply has begun already")
-        reply = error_reply(MalformedRequest() if malformed else exc or RuntimeError())
-        reply.headers["X-Request-Id"] = uuid.uuid4().hex
-        reply.force_close()
-        return reply
+        return json_error(MalformedRequest() if malformed else exc or RuntimeError())
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Middlewares let no HTTPException pass: this one was raised before them."""
+        if isinstance(resp, web.HTTPException):
+            resp = json_error(resp)
+        return await super().finish_response(request, resp, start_time)
+
+    def _end_broken_body(self) -> None:
+        """Where the parser has failed within a body, tell its reader: the C parser tells nobody."""
+        if not self._messages or not isinstance(self._messages[-1][0], _ErrInfo):
+            return
+        if len(self._messages) > 1:
+            body = self._messages[-2][1]
+        elif self._current_request is not None:
+            body = self._current_request.content
+        else:
+            return
+        if not body.is_eof():
+            body.set_exception(web.RequestPayloadError("the body's framing is broken"))
+            body.feed_eof()
 
     def _awaits_head(self) -> bool:
         return self._waiter is not None and not self._waiter.done()

@@ -88,9 +88,7 @@ class ImageFetcher:
     address and not the host, so they have a session, and with it a pool of connections, of their own.
     """
 
-    def __init__(
-        self, *, timeout_s: float, max_bytes: int, allowed_hosts: frozenset[str], max_concurrent: int = 32
-    ) -> None:
+    def __init__(self, *, timeout_s: float, max_bytes: int, allowed_hosts: frozenset[str], max_concurrent: int = 32) -> None:
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
         self._allowed_hosts = allowed_hosts
@@ -104,9 +102,7 @@ class ImageFetcher:
         self._exempt = await self._resources.enter_async_context(_session(None))
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._resources.aclose()
 
     async def fetch(self, url: str) -> bytes:
@@ -128,7 +124,7 @@ class ImageFetcher:
         except Exception as error:  # a hostile server must not look like a fault of ours
             _log.debug("image fetch failed: %s", type(error).__name__)
             reason = _reason(error)
-        raise ImageUnavailable(f"image from {_shown(target)} {reason}")
+        raise ImageUnavailable(f"image from {(target.raw_host or '')[:253]} {reason}")  # ASCII, no longer than a name can be
 
     async def _follow(self, target: URL) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
@@ -201,8 +197,3 @@ def _reason(error: Exception) -> str:
     if isinstance(cause, _AddressRefused):
         return "is refused: not a public host (IMAGE_URL_ALLOWED_HOSTS on the server exempts hosts from this rule)"
     return "cannot be downloaded"
-
-
-def _shown(url: URL) -> str:
-    """The host for a message: ASCII, and no longer than a name can be."""
-    return (url.raw_host or "")[:253]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from enum import IntEnum
+
+from scheduler.errors import Draining
 
 
 class ExitCode(IntEnum):
@@ -25,9 +27,9 @@ class Lifecycle:
         self.created = int(time.time())
         self._started_at = time.monotonic()
         self.draining = False
-        self.in_flight = 0
         self.exit_code = ExitCode.DRAINED
         self._ending = asyncio.Event()
+        self._under_way: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -35,17 +37,33 @@ class Lifecycle:
         """Seconds since the start."""
         return time.monotonic() - self._started_at
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """One request under way: a drain waits for it."""
-        self.in_flight += 1
+    @property
+    def in_flight(self) -> int:
+        """Requests under way."""
+        return len(self._under_way)
+
+    @asynccontextmanager
+    async def request(self) -> AsyncIterator[None]:
+        """One request under way: a drain waits for it. Raises Draining where `abandon` gives it up."""
+        limit = asyncio.timeout(None)
+        self._under_way.add(limit)
         self._idle.clear()
         try:
-            yield
+            async with limit:
+                yield
+        except TimeoutError:
+            if limit.expired():
+                raise Draining("the server is stopping") from None
+            raise
         finally:
-            self.in_flight -= 1
-            if not self.in_flight:
+            self._under_way.discard(limit)
+            if not self._under_way:
                 self._idle.set()
+
+    def abandon(self) -> None:
+        """Give up what is under way."""
+        for limit in self._under_way:
+            limit.reschedule(0.0)
 
     def end(self, code: ExitCode) -> None:
         """Ask the process to end; the first reason counts."""

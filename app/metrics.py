@@ -39,7 +39,7 @@ class Metrics:
         )
         self.batches = Counter("embedding_batches", "Batches run", registry=self.registry)
         self.rejected = Counter("embedding_rejected", "Requests refused", ["reason"], registry=self.registry)
-        self.dropped = Counter("embedding_dropped", "Accepted inputs that got no vector", ["reason"], registry=self.registry)
+        self.dropped = Counter("embedding_dropped", "Queued inputs that got no vector", ["reason"], registry=self.registry)
         self.image_fetch_seconds = Histogram(
             "embedding_image_fetch_seconds", "Download of an image URL", buckets=_SECONDS, registry=self.registry
         )
@@ -60,8 +60,6 @@ class Metrics:
         self.batch_seconds.observe(report.device_seconds)
         for wait in report.waits:
             self.queue_seconds.observe(wait)
-        if report.failed:
-            self.dropped.labels("failed").inc(report.failed)
 
     def count_inputs(self, inputs: Iterable[PreparedInput]) -> None:
         """Inputs that got their vector."""

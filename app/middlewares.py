@@ -35,7 +35,7 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     resource = request.match_info.route.resource
     route = resource.canonical if resource else "-"
     try:
-        with lifecycle.request():
+        async with lifecycle.request():
             reply = await handler(request)
     except asyncio.CancelledError:
         log.info("%s %s %s client gone %.1fms", entry.request_id, request.method, route, (time.monotonic() - started) * 1000)
@@ -46,7 +46,7 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
             log.error("%s %s %s failed", entry.request_id, request.method, route, exc_info=error)
         request.app[METRICS].rejected.labels(row.reason).inc()
         reply = error_reply(error)
-        if not request.content.is_eof():
+        if not request.content.is_eof() or request.content.exception():
             # What is left of the body is not worth reading.
             reply.force_close()
     elapsed = time.monotonic() - started
@@ -82,6 +82,7 @@ async def cors_middleware(request: web.Request, handler: Handler) -> web.StreamR
         return await handler(request)
     if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
         reply: web.StreamResponse = web.Response(status=204)
+        reply.headers["X-Request-Id"] = request_id(request.headers.get("X-Request-Id"))
         reply.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = "GET, POST"
         reply.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = "Authorization, Content-Type, X-Request-Id, X-Request-Timeout"
         reply.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = "600"

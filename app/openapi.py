@@ -36,7 +36,7 @@ _ERRORS: dict[str, tuple[str, str, str | None]] = {
     "504": ("DeadlineExceeded", "The deadline passed before the request could be worked on.", None),
     "default": ("OtherError", "Any other error, such as one of malformed HTTP.", None),
 }
-_ON_A_BODY = ("400", "404", "408", "413", "415", "429", "503", "504")
+_ON_A_BODY = ("400", "404", "408", "413", "415", "429", "503")
 
 _HEADERS: dict[str, Node] = {
     "X-Request-Id": {
@@ -71,8 +71,8 @@ _PARAMETERS: dict[str, Node] = {
     "X-Request-Timeout": {
         "name": "X-Request-Timeout",
         "in": "header",
-        "description": "Seconds, as a decimal, after which the answer is of no use. More than the server's own limit is capped.",
-        "schema": {"type": "string", "pattern": r"^[0-9]{1,6}(\.[0-9]{1,6})?$"},
+        "description": "Seconds above 0 that the answer may take, as a decimal. More than the server's own limit is capped.",
+        "schema": {"type": "string", "pattern": r"^(?!0+(\.0+)?$)[0-9]{1,9}(\.[0-9]{1,9})?$"},
         "example": "2.5",
     },
     "Model": {
@@ -118,10 +118,8 @@ def openapi_document(
 
 def _protected_paths(model_name: str) -> Node:
     body_schema = {"schema": ref("EmbeddingRequest"), "examples": _examples(model_name)}
-    body: Node = {
-        "requestBody": {"required": True, "content": {"application/json": body_schema}},
-        "parameters": [_component("parameters", "X-Request-Id"), _component("parameters", "X-Request-Timeout")],
-    }
+    body: Node = {"required": True, "content": {"application/json": body_schema}}
+    request_id, timeout = _component("parameters", "X-Request-Id"), _component("parameters", "X-Request-Timeout")
     vectors = _reply(
         "A row for each input.", ref("EmbeddingList"), "Server-Timing", "X-Model-Fingerprint", examples=_replies(model_name)
     )
@@ -134,8 +132,9 @@ def _protected_paths(model_name: str) -> Node:
                 "A vector for each input, in order. An input is a text, an image, or several of them fused into one vector. "
                 "Unknown fields are ignored, and `null` is an absent field. Token ids and video are refused.",
                 {"200": vectors},
-                _ON_A_BODY,
-                **body,
+                (*_ON_A_BODY, "504"),
+                requestBody=body,
+                parameters=[request_id, timeout],
             )
         },
         "/v1/embeddings/preview": {
@@ -148,7 +147,8 @@ def _protected_paths(model_name: str) -> Node:
                 "than the model's official code makes it.",
                 {"200": _reply("A row for each input.", ref("PreviewList"))},
                 _ON_A_BODY,
-                **body,
+                requestBody=body,
+                parameters=[request_id],
             )
         },
         "/v1/models": {

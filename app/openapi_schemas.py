@@ -24,6 +24,7 @@ PNG = (
     "r+FIAAAAAElFTkSuQmCC"
 )
 DATA_URI = f"data:image/png;base64,{PNG}"
+_DOG = "https://example.com/dog.jpg"
 IMAGE_URL = "https://qianwen-res.oss-cn-beijing.aliyuncs.com/Qwen-VL/assets/demo.jpeg"
 
 
@@ -75,7 +76,7 @@ def _request(model_name: str, dimension: int | None) -> Schema:
             },
             "model": optional(
                 "string",
-                description="The model's name or its id, as `/v1/models` lists them; another is refused with 404.",
+                description="The model's name or its id: `id` and `root` in `/v1/models`. Another is refused with 404.",
                 default=model_name,
             ),
             "instruction": optional(
@@ -98,8 +99,8 @@ def _request(model_name: str, dimension: int | None) -> Schema:
             "truncate": optional(
                 "boolean",
                 default=False,
-                description="true: cut an over-long input to the limit, from the end of its last text. false: refuse it. Images "
-                "and the instruction are never cut.",
+                description="`true`: cut an over-long input to the limit, from the end of its last text. `false`: refuse it. "
+                "Images and the instruction are never cut.",
             ),
             "truncate_prompt_tokens": {
                 "anyOf": [{"type": "integer", "minimum": 1}, {"const": -1}, NULL],
@@ -109,13 +110,13 @@ def _request(model_name: str, dimension: int | None) -> Schema:
             "modality": {
                 "enum": ["text", "image", None],
                 "default": "text",
-                "description": "image: every string of `input` is an image.",
+                "description": "`image`: every string of `input` is an image.",
             },
             "partial": optional(
                 "boolean",
                 default=False,
-                description="true: an input that fails, a malformed one included, becomes a row with an error, and the reply is "
-                "200 whatever the rows hold.",
+                description="`true`: an input that fails, a malformed one included, becomes a row with an error, and the reply "
+                "is 200 whatever the rows hold.",
             ),
             "user": {"description": "Accepted and kept nowhere."},
         },
@@ -137,7 +138,7 @@ def _input(max_inputs: int) -> Schema:
                 "maxItems": max_inputs,
                 "title": "List of inputs",
                 "description": "A vector for each, in order. A list in which every element has a role is one conversation.",
-                "examples": [["first", {"image": IMAGE_URL}]],
+                "examples": [["first", {"image": _DOG}]],
             },
         ]
     }
@@ -164,7 +165,7 @@ _FUSED = _form(
     {},
     "Text and image",
     "All images, then all texts, fused into one vector. Either may be missing, and either may be a list.",
-    {"text": "a dog on a beach", "image": IMAGE_URL, "instruction": "Retrieve photos."},
+    {"text": "a dog on a beach", "image": _DOG, "instruction": "Retrieve photos."},
     text=_any_number(STRING),
     image=_any_number(_IMAGE),
     type=NULL,
@@ -174,7 +175,7 @@ _CONTENT = _form(
     {"content": ref("Content")},
     "Parts in order",
     "Texts and images, fused into one vector in the order given.",
-    {"content": [{"type": "text", "text": "before"}, {"type": "image", "image": IMAGE_URL}]},
+    {"content": [{"type": "text", "text": "before"}, {"type": "image", "image": _DOG}]},
     type=NULL,
     **_ITEM_KEYS,
 )
@@ -187,7 +188,7 @@ _ITEMS: dict[str, Schema] = {
                 "type": "string",
                 "title": "Text",
                 "description": "The text; an empty one is a text too. A string that starts with `data:image/` is an image, and "
-                "with `modality` image every string is one.",
+                "with `modality` `image` every string is one.",
                 "examples": ["a dog on a beach"],
             },
             {"allOf": [ref("TextPart"), {"properties": _ITEM_KEYS}]},
@@ -261,23 +262,23 @@ _MESSAGES: dict[str, Schema] = {
 }
 
 
-def _typed_part(kind: str, key: str, schema: Schema, description: str, example: Any) -> Schema:
-    return _form({"type": {"const": kind}, key: schema}, f"{kind}, in {key}", description, {"type": kind, key: example})
+def _typed(kind: str, key: str, schema: Schema, title: str, description: str, example: Any) -> Schema:
+    return _form({"type": {"const": kind}, key: schema}, title, description, {"type": kind, key: example})
 
 
 _PARTS: dict[str, Schema] = {
     "TextPart": {
         "anyOf": [
-            _typed_part("text", "text", STRING, "The text.", "a dog on a beach"),
-            _typed_part("text", "data", STRING, "The text.", "a dog on a beach"),
+            _typed("text", "text", STRING, "Typed text", "The text, whatever it starts with.", "a dog on a beach"),
+            _typed("text", "data", STRING, "Typed text, as data", "The same.", "a dog on a beach"),
         ]
     },
     "ImagePart": {
         "anyOf": [
-            _typed_part("image", "image", _IMAGE, "The image.", IMAGE_URL),
-            _typed_part("image", "data", _IMAGE, "The image.", IMAGE_URL),
-            _typed_part("image_url", "image_url", _IMAGE, "The image.", {"url": IMAGE_URL}),
-            _typed_part("image_base64", "image_base64", _IMAGE, "The image.", "iVBORw0KGgo..."),
+            _typed("image", "image", _IMAGE, "Typed image", "The image: a URL, a data URI or base64.", _DOG),
+            _typed("image", "data", _IMAGE, "Typed image, as data", "The same.", _DOG),
+            _typed("image_url", "image_url", _IMAGE, "Image URL", "The same, as chat clients write it.", {"url": _DOG}),
+            _typed("image_base64", "image_base64", _IMAGE, "Image in base64", "The same.", "iVBORw0KGgo..."),
         ]
     },
     "ImageSource": {
@@ -373,7 +374,7 @@ _MODEL_REPLIES: dict[str, Schema] = {
     "ModelList": record({"object": {"const": "list"}, "data": {"type": "array", "items": ref("Model")}}),
     "Model": record(
         {
-            "id": {"type": "string", "description": "What `model` of a request may name."},
+            "id": {"type": "string", "description": "The model's name."},
             "object": {"const": "model"},
             "created": {"type": "integer", "description": "Unix time in seconds."},
             "owned_by": STRING,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -28,12 +29,15 @@ FAILED_GRACE_S = 1.5
 FAILED_DEADLINE_S = 8.0
 # After the shutdown timeout: time for the 503s of what was given up to be written.
 ABANDON_GRACE_S = 2.0
+# Then what is still being written, to a client that does not read it, is cut off.
+CUT_OFF_S = 0.1
 
 
 async def serve(app: web.Application) -> ExitCode:
     """Serve until a signal or a failure asks for the end, and stop in order."""
     settings, lifecycle, scheduler = app[SETTINGS], app[LIFECYCLE], app[SCHEDULER]
-    runner = web.AppRunner(app, handle_signals=False, handler_cancellation=True, access_log=None)
+    runner = web.AppRunner(app, handle_signals=False, handler_cancellation=True, access_log=None, shutdown_timeout=CUT_OFF_S)
+    handle_signals(lifecycle)
     try:
         sockets = bind(settings.host, settings.port)
     except OSError as error:
@@ -41,20 +45,21 @@ async def serve(app: web.Application) -> ExitCode:
         return ExitCode.START_FAILED
     await runner.setup()
     listeners = [await listen(runner, sock, settings.header_timeout_s) for sock in sockets]
-    handle_signals(lifecycle)
     for sock in sockets:
         log.info("listening on %s port %d", *sock.getsockname()[:2])
     await lifecycle.ending()
+    give_up_at = asyncio.get_running_loop().time() + settings.shutdown_timeout_s
     if lifecycle.exit_code is ExitCode.DEVICE_FAILED:
         watchdog = threading.Timer(FAILED_DEADLINE_S, os._exit, [int(ExitCode.DEVICE_FAILED)])
         watchdog.daemon = True
         watchdog.start()
         await asyncio.sleep(FAILED_GRACE_S)
     elif lifecycle.exit_code is ExitCode.DRAINED:
-        await drain(lifecycle, scheduler, settings.shutdown_timeout_s, settings.drain_grace_s)
+        await drain(lifecycle, scheduler, give_up_at, settings.drain_grace_s)
     for listener in listeners:
         listener.close()
     if lifecycle.exit_code is not ExitCode.DEVICE_FAILED:
+        await finish_replies(runner, give_up_at + ABANDON_GRACE_S)
         await runner.cleanup()
     return lifecycle.exit_code
 
@@ -87,24 +92,33 @@ async def listen(runner: web.AppRunner, sock: socket.socket, header_timeout_s: f
     return await loop.create_server(partial(JsonRequestHandler, runner.server, **options), sock=sock, backlog=BACKLOG)
 
 
-async def drain(lifecycle: Lifecycle, scheduler: Scheduler, timeout: float, grace: float) -> None:
-    """Refuse new work, answer what is accepted, keep the port open for `grace` seconds; give up after `timeout` seconds."""
+async def drain(lifecycle: Lifecycle, scheduler: Scheduler, give_up_at: float, grace: float) -> None:
+    """Refuse new work, answer what is accepted, keep the port open for `grace` seconds; give up at a time on the loop's clock."""
     log.info("draining: %d requests under way", lifecycle.in_flight)
     lifecycle.draining = True
     scheduler.drain()
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout_at(give_up_at):
             await asyncio.sleep(grace)
             await lifecycle.idle()
         log.info("drained")
     except TimeoutError:
-        log.warning("%d requests unanswered after %.0f s are given up", lifecycle.in_flight, timeout)
-        scheduler.abandon()
+        log.warning("%d requests unanswered after SHUTDOWN_TIMEOUT_S are given up", lifecycle.in_flight)
+        lifecycle.abandon()
         try:
             async with asyncio.timeout(ABANDON_GRACE_S):
                 await lifecycle.idle()
         except TimeoutError:
             log.warning("%d requests are cut off", lifecycle.in_flight)
+
+
+async def finish_replies(runner: web.AppRunner, cut_off_at: float) -> None:
+    """Close idle connections, and let the replies that are being written go out: until a time on the loop's clock."""
+    assert runner.server is not None
+    runner.server.pre_shutdown()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout_at(cut_off_at):
+            await runner.server.shutdown()
 
 
 def handle_signals(lifecycle: Lifecycle) -> None:

@@ -54,13 +54,15 @@ class PreparedInput:
     """A valid input, tokenised, its cost known: it fits the model and the limit.
 
     `token_ids` is int64 of shape (num_tokens,); image placeholders in it are as many as the images' tokens. `positions` is
-    int64 of shape (3, num_tokens): time, height and width; None where all three are 0 .. num_tokens - 1.
+    int64 of shape (3, num_tokens): time, height and width; None where all three are 0 .. num_tokens - 1. The first
+    `prefix_tokens` tokens are those that every input with the same instruction begins with.
     """
 
     token_ids: npt.NDArray[np.int64]
     images: tuple[PreparedImage, ...] = ()
     positions: npt.NDArray[np.int64] | None = None
     truncated: bool = False
+    prefix_tokens: int = 0
 
     @property
     def num_tokens(self) -> int:

@@ -28,10 +28,10 @@ def load_model(
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    adapter = _adapter(path)
     limits = ImageLimits(max_image_width, max_image_height)
-    resolved = devices.resolve_device(device)
     try:
+        adapter = _adapter(path)
+        resolved = devices.resolve_device(device)
         return adapter(path, device=resolved, dtype=dtype, limits=limits, allow_pickle=allow_pickle)
     except ModelLoadError:
         raise

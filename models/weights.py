@@ -203,7 +203,7 @@ def _safetensors_fault(file: Path, size: int) -> str | None:
     """Compare the length of a file with what its header says. The format: 8 bytes little-endian, so long a header, the data."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+        if length > min(size - 8, _MAX_HEADER_BYTES):
             return "is cut off, or not safetensors"
         header = stream.read(length)
     try:

@@ -42,6 +42,7 @@ class BatchQueue:
         self._requests: deque[deque[Entry]] = deque()
         self._waiting = 0
         self._waiting_tokens = 0
+        self._dropped = 0
         self._closed = False
 
     def __len__(self) -> int:
@@ -71,7 +72,13 @@ class BatchQueue:
             if entry.state is EntryState.ARRIVING:
                 entry.state = EntryState.DROPPED
                 return True
-            return self._drop(entry)
+            if not self._drop(entry):
+                return False
+            self._dropped += 1
+            # While the device is busy nothing else forgets them, and their pixels would add up with every caller that gives up.
+            if self._dropped > self._waiting:
+                self._sweep()
+            return True
 
     def close(self) -> None:
         """Let `next_batch` hand out what waits, without waiting for more, and then None."""
@@ -109,6 +116,12 @@ class BatchQueue:
         self._waiting -= 1
         self._waiting_tokens -= entry.num_tokens
         return True
+
+    def _sweep(self) -> None:
+        """Forget the dropped entries."""
+        live = (deque(entry for entry in request if entry.state is EntryState.WAITING) for request in self._requests)
+        self._requests = deque(request for request in live if request)
+        self._dropped = 0
 
     def _time_to_gather(self) -> float:
         """Seconds to go on waiting for a fuller batch; 0 where it should go now."""

@@ -94,6 +94,8 @@ class DeviceWorker:
                 self._held = batch.entries
                 self._run_batch(model, batch)
                 self._held = ()
+                # An idle device keeps no inputs alive.
+                del batch
         except BaseException as error:
             log.critical("the device's thread ends: %s", error, exc_info=True)
             self._tell(self._callbacks.on_death, error, self._held)
@@ -119,30 +121,33 @@ class DeviceWorker:
 
     def _embed(self, model: EmbeddingModel, entries: Sequence[Entry]) -> Iterator[tuple[Sequence[Entry], Rows | BatchFailed]]:
         """Run entries, in halves where the whole fails; yields them in order, with their rows, or alone with their error."""
-        failure: Exception | None = None
+        result = self._attempt(model, entries)
+        if len(entries) == 1 or not isinstance(result, BatchFailed):
+            yield entries, result
+        else:
+            middle = len(entries) // 2
+            yield from self._embed(model, entries[:middle])
+            yield from self._embed(model, entries[middle:])
+
+    def _attempt(self, model: EmbeddingModel, entries: Sequence[Entry]) -> Rows | BatchFailed:
+        """One forward pass: its rows, or its failure. Raises DeviceLost."""
         self._busy_since = time.monotonic()
         try:
             rows = model.embed([entry.prepared for entry in entries])
             _check(rows, len(entries))
+            return rows
         except DeviceLost:
             raise
         except Exception as error:
             alone = len(entries) == 1
             log.warning("a batch of %d inputs failed: %s: %s", len(entries), type(error).__name__, error, exc_info=alone)
-            # Without its traceback, which would hold the batch's tensors while the halves are tried.
-            failure = error.with_traceback(None)
+            # Without tracebacks, its own or a chained error's: they would hold the batch's tensors while the halves are tried.
+            error.__cause__ = error.__context__ = None
+            failed = BatchFailed("the model could not embed this input")
+            failed.__cause__ = error.with_traceback(None)
+            return failed
         finally:
             self._busy_since = None
-        if failure is None:
-            yield entries, rows
-        elif len(entries) == 1:
-            failed = BatchFailed("the model could not embed this input")
-            failed.__cause__ = failure
-            yield entries, failed
-        else:
-            middle = len(entries) // 2
-            yield from self._embed(model, entries[:middle])
-            yield from self._embed(model, entries[middle:])
 
     def _resolve(self, entries: Sequence[Entry], outcomes: Sequence[Vector | BatchFailed], report: BatchReport) -> None:
         """On the loop: all futures of a batch in one wake-up."""

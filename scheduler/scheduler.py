@@ -106,6 +106,7 @@ class Scheduler:
         self._model: EmbeddingModel | None = None
         self._reserved = 0
         self._arriving = 0
+        self._abandoned = False
         self._intake: asyncio.Queue[Submission] = asyncio.Queue()
         self._queue = BatchQueue(
             max_batch_tokens=limits.max_batch_tokens or DEFAULT_BATCH_TOKENS,
@@ -129,11 +130,12 @@ class Scheduler:
             self.state = State.DRAINING
 
     def abandon(self) -> None:
-        """Fail all that the device has not taken, with Draining."""
+        """Fail all that the device has not taken, and what is submitted later, with Draining."""
+        self._abandoned = True
         self._fail(self._unstarted(), Draining, "the server is stopping")
 
     async def stop(self, timeout: float = 5.0) -> None:
-        """Abandon what waits, let the running batch end, and end the thread; `timeout` in seconds."""
+        """Abandon what waits, let the running batch end, and end the thread; a batch is given up after `timeout` seconds."""
         self.drain()
         self.abandon()
         self._queue.close()
@@ -142,6 +144,7 @@ class Scheduler:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._worker and self._model:
             await asyncio.to_thread(self._worker.join, timeout)
+            self._fail(self._worker.held(), Draining, "the server is stopping")
 
     @property
     def model(self) -> EmbeddingModel:
@@ -186,6 +189,8 @@ class Scheduler:
         now = time.monotonic()
         if self.state is State.FAILED:
             raise WorkerDied("the device is lost")
+        if self._abandoned:
+            raise Draining("the server is stopping")
         entries = [Entry(prepared, loop.create_future(), now, deadline) for prepared in inputs]
         timer = loop.call_at(deadline, self._expire, entries)
         unsettled = len(entries)
@@ -251,8 +256,10 @@ class Scheduler:
         self._on_failure(error, False)
 
     def _batch_done(self, report: BatchReport) -> None:
-        rate = report.size / max(report.device_seconds, 1e-6)
-        self._inputs_per_second += (rate - self._inputs_per_second) * (RATE_WEIGHT if self._inputs_per_second else 1.0)
+        # What fails at once says nothing of how fast the backlog is worked off.
+        if done := report.size - report.failed:
+            rate = done / max(report.device_seconds, 1e-6)
+            self._inputs_per_second += (rate - self._inputs_per_second) * (RATE_WEIGHT if self._inputs_per_second else 1.0)
         self._on_batch(report)
 
     def _died(self, error: BaseException, held: Sequence[Entry]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from app.keys import SCHEDULER
-from app.main import create_app
+from app.main import LoadModel, create_app
 from app.server import bind, listen
 from app.settings import ApiKey, Settings
 from models.base import EmbeddingModel
@@ -65,7 +65,7 @@ async def serve() -> AsyncIterator[Serve]:
     """Start an application, over the connection handler that production uses: `await serve(model, **settings)` is its client."""
     running: list[tuple[Client, asyncio.Server, web.AppRunner]] = []
 
-    async def start(model: EmbeddingModel | Callable[[], EmbeddingModel] | None = None, wait: bool = True, **changes: Any) -> Client:
+    async def start(model: EmbeddingModel | LoadModel | None = None, wait: bool = True, **changes: Any) -> Client:
         settings = make_settings(**changes)
         model = model or FakeModel()
         load = model if callable(model) else lambda: model

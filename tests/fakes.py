@@ -80,7 +80,9 @@ class FakeModel:
     def info(self) -> ModelInfo:
         return ModelInfo("fake", self.width, self.max_tokens, "cpu", "float32", "f00d", True)
 
-    def vector(self, *parts: str | Image.Image, instruction: str | None = None, verbatim: bool = False) -> npt.NDArray[np.float32]:
+    def vector(
+        self, *parts: str | Image.Image, instruction: str | None = None, verbatim: bool = False
+    ) -> npt.NDArray[np.float32]:
         """The vector that an input must get."""
         return vector_of(self.prepare(EmbeddingInput(parts, instruction, verbatim)).token_ids, self.width)
 

@@ -267,9 +267,17 @@ def test_the_dtype_is_the_files(tmp_path: Path) -> None:
 
 def test_nothing_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    write_demo_checkpoint(tmp_path / "quiet")
-    assert capfd.readouterr() == ("", "")
-    assert (transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()) == before
+    try:
+        transformers_logging.set_verbosity_info()
+        transformers_logging.enable_progress_bar()
+        write_demo_checkpoint(tmp_path / "quiet")
+        assert capfd.readouterr() == ("", "")
+        assert transformers_logging.get_verbosity() == transformers_logging.INFO
+        assert transformers_logging.is_progress_bar_enabled()
+    finally:
+        transformers_logging.set_verbosity(before[0])
+        if not before[1]:
+            transformers_logging.disable_progress_bar()
 
 
 def test_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,7 @@ class FakeHub:
         self.stalled, self.release = threading.Event(), threading.Event()
         self.fetched: Counter[str] = Counter()
         self.tokens: set[str | None] = set()
+        self.asked: list[str] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -93,6 +94,7 @@ class FakeHub:
                 hub.tokens.add(self.headers["Authorization"])
                 path = unquote(urlsplit(self.path).path)
                 if path.startswith("/api/"):
+                    hub.asked.append(path)
                     self.answer(hub.api_status, json.dumps(hub.listing(path)).encode())
                 else:
                     self.send_file(path.split(f"/resolve/{hub.commit}/", 1)[1])
@@ -385,6 +387,8 @@ def test_a_whole_download(path: Path, hub: FakeHub) -> None:
     assert content(path) == {name: hub.files[name] for name in NEEDED}
     assert set(hub.fetched) == NEEDED, "more was fetched than is needed"
     assert hub.tokens == {"Bearer hf_secret"}
+    listing = f"/api/models/{MODEL_ID}"
+    assert hub.asked == [listing, f"{listing}/tree/{COMMIT}"], "all is of the one commit that was asked for first"
     assert {entry.name for entry in path.parent.iterdir()} <= {path.name, f".{path.name}.lock"}
 
 

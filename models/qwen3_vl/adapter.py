@@ -96,7 +96,7 @@ class Qwen3VLEmbedding:
         return torch.cuda.memory_reserved(self._device) if self._device.type == "cuda" else 0
 
     def _limit(self, item: EmbeddingInput) -> int:
-        return min(item.max_tokens or self._max_tokens, self._max_tokens)
+        return self._max_tokens if item.max_tokens is None else min(item.max_tokens, self._max_tokens)
 
     def _plan(self, item: EmbeddingInput) -> tuple[Prompt, tuple[ImageGrid, ...]]:
         """The prompt with every image's tokens counted from its size alone: what is refused costs no resizing."""
@@ -111,17 +111,20 @@ class Qwen3VLEmbedding:
 
 
 def _load_weights(path: Path, dtype: torch.dtype, allow_pickle: bool) -> Any:
-    """The model's modules with the checkpoint's weights, every one of them: a missing one would be random without a word."""
+    """The model's modules with the checkpoint's weights, every one of them: what is left out would be random."""
     model, report = Qwen3VLModel.from_pretrained(
         path,
         dtype=dtype,
         local_files_only=True,
         use_safetensors=None if allow_pickle else True,
         weights_only=True,
+        ignore_mismatched_sizes=True,  # they are named below
         output_loading_info=True,
     )
-    if missing := sorted(report["missing_keys"]):
-        raise ModelLoadError(f"{path}: {len(missing)} weights are missing, {missing[0]} among them")
+    misshapen = [name for name, *_ in report["mismatched_keys"]]
+    for names, fault in ((report["missing_keys"], "missing"), (misshapen, "of another shape than config.json says")):
+        if names:
+            raise ModelLoadError(f"{path}: {len(names)} weights are {fault}, {min(names)} among them")
     return model
 
 

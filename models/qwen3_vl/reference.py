@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from models.base import PreparedInput
+from models.qwen3_vl.tower import VisionTower
 from models.qwen3_vl.vision import VisionSpec
 
 # As the official embedder batches. A group holds no more than this many, and no more padded tokens unless it is one sequence.
@@ -21,12 +22,8 @@ class ReferenceForward:
 
     def __init__(self, model: Any, spec: VisionSpec) -> None:
         self._model = model
-        self._spec = spec
+        self._see = VisionTower(model.visual, spec)
         self._image_token_id = model.config.image_token_id
-        channels = len(spec.mean)
-        # The stock processor's arithmetic: the rescaling is folded into mean and deviation.
-        self._mean = torch.tensor(spec.mean, device=model.device).view(channels, 1, 1) / spec.rescale_factor
-        self._std = torch.tensor(spec.std, device=model.device).view(channels, 1, 1) / spec.rescale_factor
 
     @torch.inference_mode()
     def __call__(self, batch: Sequence[PreparedInput]) -> torch.Tensor:
@@ -56,7 +53,7 @@ class ReferenceForward:
         visual: dict[str, Any] = {}
         if is_image.any():
             image_mask = torch.from_numpy(is_image).to(device)
-            features, deepstack = self._see(group)
+            features, deepstack = self._see([image for item in group for image in item.images])
             embeds[image_mask] = features.to(embeds.dtype)
             visual = {"visual_pos_masks": image_mask, "deepstack_visual_embeds": deepstack}
         output = language_model(
@@ -69,18 +66,6 @@ class ReferenceForward:
         last = torch.from_numpy(lengths - 1).to(device)
         hidden: torch.Tensor = output.last_hidden_state
         return hidden[torch.arange(len(group), device=device), last]
-
-    def _see(self, group: Sequence[PreparedInput]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The vision tower over all images of a group: features and deepstack features, each of (image tokens, width)."""
-        images = [image for item in group for image in item.images]
-        spec, channels = self._spec, len(self._spec.mean)
-        pixels = torch.from_numpy(np.concatenate([image.patches for image in images])).to(self._model.device)
-        pixels = (pixels.view(len(pixels), channels, 1, -1).float() - self._mean) / self._std
-        # A still image is shown in every frame of a temporal patch.
-        pixels = pixels.expand(-1, -1, spec.temporal_patch_size, -1).reshape(len(pixels), -1)
-        grids = torch.tensor([(1, *image.grid.grid) for image in images], device=pixels.device)
-        output = self._model.visual(pixels, grid_thw=grids, return_dict=True)
-        return output.pooler_output, output.deepstack_features
 
 
 def _groups(order: Sequence[int], batch: Sequence[PreparedInput]) -> Iterator[list[int]]:

@@ -62,11 +62,11 @@ class VisionSpec:
 
 def plan_image(size: tuple[int, int], limits: ImageLimits, spec: VisionSpec) -> ImageGrid:
     """The grid of an image of `size` (width, height). Raises InvalidInput for a side 200 times as long as the other."""
+    # As it came, and not as the limits fit it: what smart_resize refuses may pass once it is small and rounded.
+    if max(size) > MAX_RATIO * min(size):
+        raise InvalidInput(f"one side of the image is more than {MAX_RATIO} times as long as the other")
     width, height = fit_within(size, limits)
-    try:
-        height, width = smart_resize(height, width, spec.factor, MIN_PIXELS, MAX_PIXELS)
-    except ValueError:
-        raise InvalidInput(f"one side of the image is more than {MAX_RATIO} times as long as the other") from None
+    height, width = smart_resize(height, width, spec.factor, MIN_PIXELS, MAX_PIXELS)
     rows, columns = height // spec.patch_size, width // spec.patch_size
     return ImageGrid(size, (width, height), (rows, columns), rows * columns // spec.merge_size**2)
 
@@ -78,8 +78,8 @@ def fit_within(size: tuple[int, int], limits: ImageLimits) -> tuple[int, int]:
     if scale == 1.0:
         return size
     # Rounding must not push a permitted aspect ratio over the limit.
-    shortest = math.ceil(max(width, height) * scale / MAX_RATIO) if max(size) <= MAX_RATIO * min(size) else 1
-    return max(1, shortest, round(width * scale)), max(1, shortest, round(height * scale))
+    shortest = math.ceil(max(width, height) * scale / MAX_RATIO)
+    return max(shortest, round(width * scale)), max(shortest, round(height * scale))
 
 
 def extract_patches(image: Image.Image, grid: ImageGrid, spec: VisionSpec) -> PreparedImage:

@@ -1,0 +1,247 @@
+"""What is below the routes: malformed HTTP, connections that are slow, idle or reused, and clients that leave in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import pytest
+
+from tests.conftest import Client, Serve
+from tests.fakes import FakeModel
+from tests.hosts import connect, post
+
+HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer sk-test\r\n"
+BODY = b'{"input":"a"}'
+
+MALFORMED = {
+    "no HTTP": b"nonsense\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "binary": bytes(range(256)),
+    "version 9": b"GET /health HTTP/9.9\r\nHost: test\r\n\r\n",
+    "unknown method": b"FROB /health HTTP/1.1\r\nHost: test\r\n\r\n",
+    "header without colon": b"GET /health HTTP/1.1\r\nHost test\r\n\r\n",
+    "header with space before colon": b"GET /health HTTP/1.1\r\nHost : test\r\n\r\n",
+    "empty header name": b"GET /health HTTP/1.1\r\n: test\r\n\r\n",
+    "folded header": b"GET /health HTTP/1.1\r\nHost: test\r\nX-A: b\r\n c\r\n\r\n",
+    "control character in a header": b"GET /health HTTP/1.1\r\nHost: te\x00st\r\n\r\n",
+    "bare CR in a header": b"GET /health HTTP/1.1\r\nHost: test\r\nX-A: b\rX-B: c\r\n\r\n",
+    "long header": b"GET /health HTTP/1.1\r\nHost: test\r\nX-A: " + b"a" * 20_000 + b"\r\n\r\n",
+    "long target": b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: test\r\n\r\n",
+    "length that is no number": HEAD + b"Content-Length: ten\r\n\r\n",
+    "negative length": HEAD + b"Content-Length: -1\r\n\r\n",
+    "signed length": HEAD + b"Content-Length: +13\r\n\r\n" + BODY,
+    "length beyond 64 bits": HEAD + b"Content-Length: 99999999999999999999999999\r\n\r\n",
+    "two lengths": HEAD + b"Content-Length: 13\r\nContent-Length: 14\r\n\r\n" + BODY,
+    "length and chunks": HEAD + b"Content-Length: 13\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunked not last": HEAD + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    "chunked twice": HEAD + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "unknown transfer coding": HEAD + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "chunk size that is no number": HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "signed chunk size": HEAD + b"Transfer-Encoding: chunked\r\n\r\n+d\r\n" + BODY + b"\r\n0\r\n\r\n",
+    "chunk size beyond 64 bits": HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 20 + b"\r\n",
+    "chunk longer than its size": HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n" + BODY + b"\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("request_bytes", MALFORMED.values(), ids=MALFORMED.keys())
+async def test_malformed_http_gets_the_json_form_and_is_closed(
+    client: Client, fake: FakeModel, caplog: pytest.LogCaptureFixture, request_bytes: bytes
+) -> None:
+    async with connect(client.port) as raw:
+        await raw.send(request_bytes)
+        reply = await raw.reply()
+        assert reply.status == 400
+        assert reply.headers["Content-Type"] == "application/json"
+        assert reply.headers["X-Request-Id"]
+        message = reply.error.pop("message")
+        assert {key: reply.error[key] for key in ("type", "param", "code")} == {
+            "type": "invalid_request_error",
+            "param": None,
+            "code": None,
+        }
+        assert message in ("the request is not valid HTTP", "the body is not a whole HTTP message body")
+        assert await raw.rest() == b""
+    assert fake.embedded == 0
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert (await client.get("/health"))[0] == 200
+
+
+@pytest.mark.parametrize("request_bytes", [data for name, data in MALFORMED.items() if "chunk size" in name or "than" in name])
+@pytest.mark.parametrize("path", [b"/v1/embeddings", b"/nothing"])
+async def test_a_body_that_breaks_off_after_its_head_was_read(
+    client: Client, caplog: pytest.LogCaptureFixture, request_bytes: bytes, path: bytes
+) -> None:
+    head, _, body = request_bytes.partition(b"\r\n\r\n")
+    async with connect(client.port) as raw:
+        await raw.send(head.replace(b"/v1/embeddings", path) + b"\r\n\r\n")
+        await asyncio.sleep(0.02)
+        await raw.send(body + b"\r\nGET /health HTTP/1.1\r\nHost: test\r\n\r\n")
+        reply = await raw.reply(1)
+        assert reply.status == (404 if path == b"/nothing" else 400)
+        assert reply.error["type"] == "invalid_request_error"
+        assert reply.headers["Connection"] == "close"
+        # Nothing that follows is a request. What nobody reads of a body is waited for a while by aiohttp.
+        if path == b"/v1/embeddings":
+            assert await raw.rest(1) == b""
+        else:
+            assert await raw.is_open(0.1)
+    assert "Traceback" not in caplog.text
+
+
+async def test_malformed_http_behind_a_good_request(client: Client, fake: FakeModel) -> None:
+    async with connect(client.port) as raw:
+        await raw.send(post(BODY))
+        assert (await raw.reply()).status == 200
+        await raw.send(b"nonsense\r\n\r\n")
+        assert (await raw.reply()).status == 400
+        assert await raw.rest() == b""
+    fake.seconds_per_batch = 0.1
+    async with connect(client.port) as raw:
+        await raw.send(post(BODY))
+        await asyncio.sleep(0.03)
+        await raw.send(b"nonsense\r\n\r\n")
+        assert (await raw.reply()).status == 200
+        assert (await raw.reply()).status == 400
+        assert await raw.rest() == b""
+
+
+async def test_a_socket_full_of_garbage_does_not_flood_the_log(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for _ in range(20):
+        async with connect(client.port) as raw:
+            await raw.send(b"\x16\x03\x01garbage\r\n\r\n")
+            await raw.rest()
+    assert "Traceback" not in caplog.text
+
+
+# Connections
+
+
+async def test_a_connection_is_reused_and_requests_are_answered_in_order(client: Client, fake: FakeModel) -> None:
+    async with connect(client.port) as raw:
+        texts = [f"text {index}" for index in range(20)]
+        await raw.send(b"".join(post(b'{"input":"%b"}' % text.encode()) for text in texts))
+        for text in texts:
+            reply = await raw.reply()
+            assert reply.json()["data"][0]["embedding"] == pytest.approx(fake.vector(text).tolist(), abs=1e-7)
+
+
+async def test_http_1_0_and_connection_close(client: Client) -> None:
+    for version, header in ((b"HTTP/1.0", b"X-A: b"), (b"HTTP/1.1", b"Connection: close")):
+        async with connect(client.port) as raw:
+            await raw.send(b"GET /health %b\r\nHost: test\r\n%b\r\n\r\n" % (version, header))
+            assert (await raw.reply()).status == 200
+            assert await raw.rest() == b""
+
+
+async def test_expect_100_continue(client: Client) -> None:
+    async with connect(client.port) as raw:
+        for _ in range(2):
+            await raw.send(post(None, f"Content-Length: {len(BODY)}", "Expect: 100-continue"))
+            assert (await raw.reply()).status == 100
+            await raw.send(BODY)
+            assert (await raw.reply()).status == 200
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 13", "Transfer-Encoding: chunked"])
+async def test_a_body_in_pieces(client: Client, framing: str) -> None:
+    pieces = [BODY[:1], BODY[1:7], BODY[7:]]
+    if "chunked" in framing:
+        pieces = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces] + [b"0\r\n\r\n"]
+    async with connect(client.port) as raw:
+        await raw.send(post(None, framing))
+        for piece in pieces:
+            await asyncio.sleep(0.01)
+            await raw.send(piece)
+        assert (await raw.reply()).status == 200
+
+
+# The header timeout
+
+
+async def test_a_half_sent_head_is_closed(serve: Serve) -> None:
+    client = await serve(header_timeout_s=0.3)
+    for start in (b"G", b"POST /v1/embeddings HTTP/1.1\r\nHost: t", post(BODY)[:-20]):
+        async with connect(client.port) as raw:
+            began = time.monotonic()
+            await raw.send(start[:60])
+            await raw.rest()
+            assert 0.25 < time.monotonic() - began < 2
+
+
+async def test_a_head_that_drips_is_closed(serve: Serve) -> None:
+    client = await serve(header_timeout_s=0.3)
+    async with connect(client.port) as raw:
+
+        async def drip() -> None:
+            for byte in post(BODY, "X-A: " + "a" * 1000):
+                await raw.send(bytes([byte]))
+                await asyncio.sleep(0.01)
+
+        dripping = asyncio.create_task(drip())
+        began = time.monotonic()
+        await raw.rest()
+        assert time.monotonic() - began < 2
+        dripping.cancel()
+        await asyncio.gather(dripping, return_exceptions=True)
+
+
+async def test_a_half_sent_head_on_a_connection_that_was_used(serve: Serve) -> None:
+    client = await serve(header_timeout_s=0.2)
+    async with connect(client.port) as raw:
+        await raw.send(post(BODY))
+        assert (await raw.reply()).status == 200
+        await raw.send(b"GET /health")
+        assert await raw.rest(2) == b""
+
+
+async def test_a_slow_head_within_the_limit_is_read(serve: Serve) -> None:
+    client = await serve(header_timeout_s=0.5)
+    async with connect(client.port) as raw:
+        for _ in range(3):
+            request = post(BODY)
+            await raw.send(request[:10])
+            await asyncio.sleep(0.2)
+            await raw.send(request[10:])
+            assert (await raw.reply()).status == 200
+
+
+async def test_idle_connections_are_left_alone(serve: Serve) -> None:
+    client = await serve(header_timeout_s=0.1)
+    async with connect(client.port) as fresh, connect(client.port) as used:
+        await used.send(post(BODY))
+        assert (await used.reply()).status == 200
+        assert all(await asyncio.gather(fresh.is_open(0.4), used.is_open(0.4)))
+        for raw in (fresh, used):
+            await raw.send(post(BODY))
+            assert (await raw.reply()).status == 200
+
+
+async def test_a_long_request_is_not_cut_by_the_header_timeout(serve: Serve) -> None:
+    client = await serve(FakeModel(seconds_per_batch=0.4), header_timeout_s=0.1)
+    async with connect(client.port) as raw:
+        request = post(BODY)
+        await raw.send(request[:-5])
+        await asyncio.sleep(0.3)
+        await raw.send(request[-5:])
+        assert (await raw.reply()).status == 200
+
+
+# Clients that leave
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v1", post(None, "Content-Length: 50") + b'{"in', post(BODY)])
+async def test_a_client_that_leaves_leaves_nothing(serve: Serve, caplog: pytest.LogCaptureFixture, sent: bytes) -> None:
+    client = await serve(FakeModel(seconds_per_batch=0.05))
+    for _ in range(10):
+        async with connect(client.port) as raw:
+            await raw.send(sent)
+            await asyncio.sleep(0.005)
+            raw.abort()
+    async with asyncio.timeout(5):
+        while (await client.get("/health"))[1]["queue_depth"]:
+            await asyncio.sleep(0.01)
+    assert (await client.embed({"input": "a"}))[0] == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

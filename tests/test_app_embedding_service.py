@@ -1,0 +1,83 @@
+"""The service below HTTP: what has failed leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import orjson
+import pytest
+
+from app.dialects import RequestLimits, parse
+from app.embedding_service import CHUNK, INLINE_CHARACTERS, run_all, until
+from app.keys import SCHEDULER, SERVICE
+from scheduler.errors import DeadlineExceeded
+from tests.conftest import Client
+from tests.fakes import FakeModel
+
+LIMITS = RequestLimits(frozenset({"model"}), max_inputs=500, max_input_tokens=5000, dimension=16, max_image_bytes=1000)
+
+
+async def test_run_all_keeps_the_order() -> None:
+    async def job(index: int) -> int:
+        await asyncio.sleep(0.002 * (5 - index))
+        return index
+
+    assert await run_all([job(index) for index in range(5)]) == [0, 1, 2, 3, 4]
+    assert await run_all([]) == []
+
+
+async def test_run_all_cancels_the_others_and_raises_the_error_as_it_is() -> None:
+    cancelled = []
+
+    async def waiting() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    async def failing() -> None:
+        await asyncio.sleep(0.01)
+        raise KeyError("as it is")
+
+    with pytest.raises(KeyError, match="as it is"):
+        await run_all([waiting(), failing(), waiting()])
+    assert cancelled == [True, True]
+
+
+async def test_until_turns_its_own_timeout_alone_into_a_deadline() -> None:
+    now = asyncio.get_running_loop().time
+    with pytest.raises(DeadlineExceeded):
+        async with until(now() + 0.01):
+            await asyncio.sleep(60)
+    async with until(now() + 60):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("texts", [["a"], ["x" * (INLINE_CHARACTERS + 1)], ["a"] * (CHUNK + 2), ["a"] * (3 * CHUNK)])
+async def test_texts_are_prepared_in_the_pool_in_chunks_unless_there_is_one_short_one(
+    client: Client, fake: FakeModel, monkeypatch: pytest.MonkeyPatch, texts: list[str]
+) -> None:
+    service = client.app[SERVICE]
+    calls = []
+    in_pool = service.in_pool
+
+    async def counted(function: Callable[[], list[object]]) -> list[object]:
+        result = await in_pool(function)
+        calls.append(len(result))
+        return result
+
+    monkeypatch.setattr(service, "in_pool", counted)
+    request = parse(orjson.dumps({"input": texts}), LIMITS)
+    outcome = await service.embed(request, asyncio.get_running_loop().time() + 10)
+    assert [list(row) for row in outcome.rows if not isinstance(row, Exception)] == [list(fake.vector(text)) for text in texts]
+    assert sum(calls) == (0 if texts == ["a"] else len(texts))
+    assert all(size <= CHUNK for size in calls)
+
+
+async def test_a_request_that_fails_gives_all_its_places_back(client: Client, fake: FakeModel) -> None:
+    fake.fail_text = "poison"
+    for text, status in (("poison", 500), ("x" * 9000, 400)):
+        assert (await client.embed({"input": ["a", text, "b"]}))[0] == status
+    assert client.app[SCHEDULER].queue_depth == 0
