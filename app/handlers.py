@@ -83,7 +83,7 @@ async def health(request: web.Request) -> web.Response:
         "model": settings.model_name,
         "model_path": str(settings.model_path),
         "device": info.device if info else None,
-        "cuda_available": info.device.startswith("cuda") if info else None,
+        "cuda_available": info.cuda_available if info else None,
         "embedding_dimension": embedding_dimension(app),
         "max_image_width": settings.max_image_width,
         "max_image_height": settings.max_image_height,
@@ -238,6 +238,9 @@ def preview_row(index: int, row: Description | Exception, param: str | None) -> 
                 "grid_rows": image.grid[0],
                 "grid_columns": image.grid[1],
                 "tokens": image.num_tokens,
+                "official_width": (image.official_size or image.size)[0],
+                "official_height": (image.official_size or image.size)[1],
+                "smaller_than_official": image.official_size is not None,
             }
             for image in row.images
         ],

@@ -54,6 +54,7 @@ def load_configured_model(settings: Settings) -> EmbeddingModel:
         path,
         device=device,
         dtype=settings.dtype,
+        backend=settings.backend,
         max_image_width=settings.max_image_width,
         max_image_height=settings.max_image_height,
         allow_pickle=settings.allow_pickle,

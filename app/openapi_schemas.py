@@ -366,6 +366,12 @@ _PREVIEW_REPLIES: dict[str, Schema] = {
             "grid_rows": {**COUNT, "description": "Rows of patches."},
             "grid_columns": COUNT,
             "tokens": COUNT,
+            "official_width": {**COUNT, "description": "In pixels, as the model's official code would take it."},
+            "official_height": COUNT,
+            "smaller_than_official": {
+                "type": "boolean",
+                "description": "Whether the server's image limits make it smaller than the official code would.",
+            },
         }
     ),
 }

@@ -32,13 +32,25 @@ class EmbeddingInput:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """The largest width and height in pixels that an image keeps; 0 is no limit."""
+
+    max_width: int = 0
+    max_height: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ImageGrid:
-    """How an image is read: sizes are (width, height) in pixels, `grid` is (rows, columns) in patches."""
+    """How an image is read: sizes are (width, height) in pixels, `grid` is (rows, columns) in patches.
+
+    `official_size` is what the model's official code would resize it to, where our limits make it smaller; else None.
+    """
 
     original_size: tuple[int, int]
     size: tuple[int, int]
     grid: tuple[int, int]
     num_tokens: int
+    official_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,8 +105,12 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a loaded model is. `fingerprint` is a hex digest of all that decides a vector: weights, template, tokenizer,
-    image settings and dtype; `width` the number of components; `max_tokens` the longest sequence it was made for."""
+    """What a loaded model is.
+
+    `fingerprint` is a hex digest of all that decides a vector: weights, template, tokenizer, image settings and dtype. `width` is
+    the number of components, `max_tokens` the longest sequence it was made for, `cuda_available` whether there is a CUDA device,
+    used or not.
+    """
 
     model_type: str
     width: int
@@ -103,6 +119,7 @@ class ModelInfo:
     dtype: str
     fingerprint: str
     supports_images: bool
+    cuda_available: bool = False
 
 
 class EmbeddingModel(Protocol):

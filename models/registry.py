@@ -7,24 +7,32 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from models.base import EmbeddingModel, ModelLoadError
+from models.base import EmbeddingModel, ImageLimits, ModelLoadError
 
 # Imported only when chosen: an adapter brings its own libraries.
 ADAPTERS = {"qwen3_vl": "models.qwen3_vl.adapter:Qwen3VLEmbedding"}
 
 
 def load_model(
-    path: Path, *, device: str, dtype: str, max_image_width: int, max_image_height: int, allow_pickle: bool
+    path: Path,
+    *,
+    device: str,
+    dtype: str,
+    max_image_width: int,
+    max_image_height: int,
+    allow_pickle: bool,
+    backend: str = "packed",
 ) -> EmbeddingModel:
     """Load the checkpoint in folder `path` by its family's adapter.
 
     `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `dtype` is `auto` or a torch dtype's name; image limits are in pixels, 0 for
-    none. Raises ModelLoadError, whatever is wrong with the checkpoint.
+    none; `backend` is `packed`, or `reference` for transformers' own forward.
+
+    Raises ModelLoadError, whatever is wrong with the checkpoint.
     """
     import transformers
 
     from models import devices
-    from models.qwen3_vl.vision import ImageLimits
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -32,7 +40,7 @@ def load_model(
     try:
         adapter = _adapter(path)
         resolved = devices.resolve_device(device)
-        return adapter(path, device=resolved, dtype=dtype, limits=limits, allow_pickle=allow_pickle)
+        return adapter(path, device=resolved, dtype=dtype, backend=backend, limits=limits, allow_pickle=allow_pickle)
     except ModelLoadError:
         raise
     except Exception as error:

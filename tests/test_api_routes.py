@@ -272,6 +272,9 @@ async def test_preview(serve: Serve) -> None:
             "grid_rows": 2,
             "grid_columns": 2,
             "tokens": 10,
+            "official_width": 32,
+            "official_height": 32,
+            "smaller_than_official": False,
         }
     ]
     assert (long["text_tokens"], long["total_tokens"], long["truncated"]) == (None, None, False)

@@ -64,10 +64,11 @@ def prepared() -> list[PreparedInput]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("backend", ["packed", "reference"])
 @pytest.mark.parametrize("dtype", BARS)
 @in_any_company
-def test_every_stored_vector_is_met(dtype: str, company: Company, prepared: list[PreparedInput]) -> None:
-    rows = company.embed(load(dtype), prepared)
+def test_every_stored_vector_is_met(dtype: str, backend: str, company: Company, prepared: list[PreparedInput]) -> None:
+    rows = company.embed(load(dtype, backend=backend), prepared)
     result = Result(dtype, cosines(rows, golden()))
     print(result)
     assert rows.dtype == np.float32

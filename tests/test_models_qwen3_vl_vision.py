@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from qwen_vl_utils.vision_process import fetch_image, smart_resize
 
-from models.base import ImageGrid, InvalidInput, PreparedInput
-from models.qwen3_vl.reference import ReferenceForward
+from models.base import ImageGrid, InvalidInput
+from models.qwen3_vl.tower import VisionTower
 from models.qwen3_vl.vision import ImageLimits, VisionSpec, extract_patches, fit_within, mrope_positions, plan_image
 from tests.conformance.report import CHECKPOINT
 from tests.oracle import PIXEL_BOUNDS, Oracle
@@ -178,20 +177,15 @@ def test_the_vision_tower_gets_the_stock_processors_values(oracle: Oracle, spec:
     prepared = tuple(extract_patches(image, plan_image(image.size, NO_LIMITS, spec), spec) for image in images)
     got: dict[str, torch.Tensor] = {}
 
-    def visual(pixels: torch.Tensor, grid_thw: torch.Tensor, **_: Any) -> None:
-        got.update(pixels=pixels, grid=grid_thw)
-        raise Seen
+    class Visual:
+        device = torch.device("cpu")
 
-    embed_tokens = torch.nn.Embedding(500, 8)
-    model = SimpleNamespace(
-        config=SimpleNamespace(image_token_id=7),
-        device=torch.device("cpu"),
-        visual=visual,
-        language_model=SimpleNamespace(embed_tokens=embed_tokens),
-    )
-    item = PreparedInput(np.array([1, *[7] * sum(image.grid.num_tokens for image in prepared), 2]), prepared)
+        def __call__(self, pixels: torch.Tensor, grid_thw: torch.Tensor, **_: Any) -> None:
+            got.update(pixels=pixels, grid=grid_thw)
+            raise Seen
+
     with pytest.raises(Seen):
-        ReferenceForward(model, spec)([item])
+        VisionTower(Visual(), spec)(prepared)
     processor = oracle.processor.image_processor
     resized = [fetch_image({"image": image, **PIXEL_BOUNDS}, image_patch_size=16) for image in images]
     stock = processor(

@@ -13,19 +13,35 @@ from PIL import Image
 from transformers import AutoConfig, AutoProcessor, Qwen3VLModel
 
 from models import devices, rates
-from models.base import Description, EmbeddingInput, ImageGrid, InputTooLong, ModelInfo, ModelLoadError, PreparedInput
+from models.base import (
+    Description,
+    EmbeddingInput,
+    ImageGrid,
+    ImageLimits,
+    InputTooLong,
+    ModelInfo,
+    ModelLoadError,
+    PreparedInput,
+)
 from models.fingerprint import fingerprint
 from models.pooling import normalize
+from models.qwen3_vl.packed import PackedForward
 from models.qwen3_vl.prompt import Prompt, PromptTokenizer, tidy_instruction
 from models.qwen3_vl.reference import ReferenceForward
-from models.qwen3_vl.vision import ImageLimits, VisionSpec, extract_patches, mrope_positions, plan_image
+from models.qwen3_vl.vision import VisionSpec, extract_patches, mrope_positions, plan_image
+
+# How the forward pass is run; `reference` is transformers' own, padded: the oracle of the other.
+BACKENDS: dict[str, type[PackedForward | ReferenceForward]] = {"packed": PackedForward, "reference": ReferenceForward}
 
 
 class Qwen3VLEmbedding:
     """An EmbeddingModel: the last token's hidden state, normalised."""
 
-    def __init__(self, path: Path, *, device: str, dtype: str, limits: ImageLimits, allow_pickle: bool) -> None:
-        """Load a checkpoint. `device` is a torch device, `dtype` "auto" or a torch dtype's name. Raises ModelLoadError."""
+    def __init__(self, path: Path, *, device: str, dtype: str, backend: str, limits: ImageLimits, allow_pickle: bool) -> None:
+        """Load a checkpoint. `device` is a torch device, `dtype` "auto" or a torch dtype's name, `backend` a key of BACKENDS.
+
+        Raises ModelLoadError.
+        """
         config = AutoConfig.from_pretrained(path, local_files_only=True)
         processor = AutoProcessor.from_pretrained(path, local_files_only=True)
         self._device = torch.device(device)
@@ -35,18 +51,20 @@ class Qwen3VLEmbedding:
         _check_processor(self._spec, self._tokenizer, config)
         chosen = devices.choose_dtype(dtype, devices.checkpoint_dtype(config), self._device)
         model = _load_weights(path, chosen, allow_pickle).to(self._device).eval()
-        self._forward = ReferenceForward(model, self._spec)
         self._max_tokens: int = config.text_config.max_position_embeddings
+        digest = fingerprint(
+            path, model.state_dict(), settings={"dtype": str(chosen), "image_limits": (limits.max_width, limits.max_height)}
+        )
+        self._forward = BACKENDS[backend](model, self._spec)
         self.info = ModelInfo(
             model_type=config.model_type,
             width=config.text_config.hidden_size,
             max_tokens=self._max_tokens,
             device=str(self._device),
             dtype=str(chosen).removeprefix("torch."),
-            fingerprint=fingerprint(
-                path, model.state_dict(), settings={"dtype": str(chosen), "image_limits": (limits.max_width, limits.max_height)}
-            ),
+            fingerprint=digest,
             supports_images=True,
+            cuda_available=torch.cuda.is_available(),
         )
 
     def prepare(self, item: EmbeddingInput) -> PreparedInput:
@@ -61,6 +79,7 @@ class Qwen3VLEmbedding:
             images=tuple(extract_patches(image, grid, self._spec) for image, grid in zip(images, grids, strict=True)),
             positions=mrope_positions(token_ids, self._tokenizer.image_token_id, self._spec.merge_size, grids) if grids else None,
             truncated=fitted is not prompt,
+            prefix_tokens=self._tokenizer.prefix_length(fitted, ids),
         )
 
     def describe(self, item: EmbeddingInput) -> Description:

@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -33,6 +34,9 @@ _USUAL_CHARACTERS = 8
 MAX_PARTS = 4096
 # Longer orders of parts hardly come again, and are not worth their memory.
 _REPEATED_PARTS = 64
+
+# The same holds for instructions.
+_REPEATED_CHARACTERS = 4096
 
 # Unicode noncharacters: they stand for a piece of the user's in the rendered template, and are never tokenised.
 _MARKER = "\ufdd0{}\ufdd1"
@@ -120,6 +124,7 @@ class PromptTokenizer:
         self._longest_token = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
         self._segments = lru_cache(maxsize=256)(self._render_segments)
         self._encode_fixed = lru_cache(maxsize=1024)(self._encode_one)
+        self._prefix = lru_cache(maxsize=1024)(self._prefix_ids)
         self._segments((False, True))
 
     def _post_processor_ids(self) -> tuple[list[int], list[int]]:
@@ -183,9 +188,27 @@ class PromptTokenizer:
         ids += self._encode_plain(plain, fixed)
         return ids + self._tail
 
+    def prefix_length(self, prompt: Prompt, ids: Sequence[int]) -> int:
+        """How many of a prompt's first tokens every input with its instruction begins with.
+
+        The template's last line before the text counts as far as it does not merge with the text's first characters.
+        """
+        if len(prompt.instruction) > _REPEATED_CHARACTERS:
+            return 0
+        prefix = self._prefix(prompt.instruction)
+        if ids[: len(prefix)] == prefix:
+            return len(prefix)
+        return next(i for i, (ours, theirs) in enumerate(zip(prefix, ids, strict=False)) if ours != theirs)
+
+    def _prefix_ids(self, instruction: str) -> list[int]:
+        """Token ids of everything that comes before the first text."""
+        before = takewhile(lambda segment: segment != Slot(0), self._segments((False,)))
+        whole = Prompt(tuple(before), instruction, (), ())
+        return self.encode(whole)[: -len(self._tail) or None]
+
     def _encode_plain(self, text: str, fixed: bool) -> Sequence[int]:
         # Template and instruction repeat from request to request; a long instruction is not worth its memory.
-        return self._encode_fixed(text) if fixed and len(text) <= 4096 else self._encode_one(text)
+        return self._encode_fixed(text) if fixed and len(text) <= _REPEATED_CHARACTERS else self._encode_one(text)
 
     def _encode_one(self, text: str) -> Sequence[int]:
         if not text:

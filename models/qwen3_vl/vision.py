@@ -16,19 +16,11 @@ import numpy.typing as npt
 from PIL import Image
 from qwen_vl_utils.vision_process import MAX_RATIO, smart_resize
 
-from models.base import ImageGrid, InvalidInput, PreparedImage
+from models.base import ImageGrid, ImageLimits, InvalidInput, PreparedImage
 
 # The official embedder's constants, in pixels.
 MIN_PIXELS = 4 * 32 * 32
 MAX_PIXELS = 1800 * 32 * 32
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLimits:
-    """The largest width and height in pixels that an image keeps; 0 is no limit."""
-
-    max_width: int = 0
-    max_height: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +57,15 @@ def plan_image(size: tuple[int, int], limits: ImageLimits, spec: VisionSpec) -> 
     # As it came, and not as the limits fit it: what smart_resize refuses may pass once it is small and rounded.
     if max(size) > MAX_RATIO * min(size):
         raise InvalidInput(f"one side of the image is more than {MAX_RATIO} times as long as the other")
-    width, height = fit_within(size, limits)
-    height, width = smart_resize(height, width, spec.factor, MIN_PIXELS, MAX_PIXELS)
-    rows, columns = height // spec.patch_size, width // spec.patch_size
-    return ImageGrid(size, (width, height), (rows, columns), rows * columns // spec.merge_size**2)
+    fitted, official = (_resized(side, spec) for side in (fit_within(size, limits), size))
+    columns, rows = (side // spec.patch_size for side in fitted)
+    tokens = rows * columns // spec.merge_size**2
+    return ImageGrid(size, fitted, (rows, columns), tokens, None if fitted == official else official)
+
+
+def _resized(size: tuple[int, int], spec: VisionSpec) -> tuple[int, int]:
+    height, width = smart_resize(size[1], size[0], spec.factor, MIN_PIXELS, MAX_PIXELS)
+    return width, height
 
 
 def fit_within(size: tuple[int, int], limits: ImageLimits) -> tuple[int, int]:

@@ -30,8 +30,16 @@ BARS = {"float32": 0.9999, "bfloat16": 0.995}
 
 
 @cache
-def load(dtype: str, device: str = "cpu") -> EmbeddingModel:
-    return load_model(CHECKPOINT, device=device, dtype=dtype, max_image_width=512, max_image_height=512, allow_pickle=False)
+def load(dtype: str, device: str = "cpu", backend: str = "packed") -> EmbeddingModel:
+    return load_model(
+        CHECKPOINT,
+        device=device,
+        dtype=dtype,
+        backend=backend,
+        max_image_width=512,
+        max_image_height=512,
+        allow_pickle=False,
+    )
 
 
 def case_input(case: dict[str, Any]) -> EmbeddingInput:
