@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app.settings import SETTINGS, ApiKey, Settings, SettingsError, load_settings
+from app.settings import SETTINGS, ApiKey, Settings, SettingsError, load_settings, tame_openmp
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "config.env.example"
@@ -461,3 +461,20 @@ def test_may_download(load: Load, path: str, model_id: str, may_download: bool) 
     assert settings.may_download is may_download
     assert settings.model_id_is_explicit is bool(model_id)
     assert settings.model_path_is_default is (path != "/data/model")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["nothing", "a count", "a policy"],
+)
+def test_idle_threads_are_tamed_unless_the_environment_says_how(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "x")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name, text in given.items():
+        monkeypatch.setenv(name, text)
+    tame_openmp()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
