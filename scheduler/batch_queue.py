@@ -95,6 +95,11 @@ class BatchQueue:
             self._requests.clear()
             return entries
 
+    def ready_in(self) -> float | None:
+        """Seconds until `next_batch` would hand out a batch, 0 for at once; None while nothing waits."""
+        with self._changed:
+            return max(0.0, self._time_to_gather()) if self._waiting else None
+
     def next_batch(self) -> Batch | None:
         """Wait for work and take the next batch; None once closed and empty. For the device's thread."""
         with self._changed:

@@ -21,8 +21,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import orjson
 
-WORDS = "the of model river image vector search quickly train dog straße données 模型 検索 поиск 北京 query sea light"
-VOCABULARY = WORDS.split()
+from tests.load.workloads import VOCABULARY
 
 
 @dataclass
