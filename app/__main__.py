@@ -29,7 +29,7 @@ def main() -> int:
         logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
         return asyncio.run(run_demo(arguments.model_path, arguments.port, arguments.once))
     try:
-        settings = load_settings()
+        settings = load_settings(need_key=arguments.command == "serve")
     except SettingsError as error:
         print(error, file=sys.stderr)
         return ExitCode.SETTINGS_WRONG

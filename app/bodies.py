@@ -16,9 +16,8 @@ async def read_body(request: web.Request, max_bytes: int, timeout_s: float) -> b
     """
     if any(coding.strip().lower() not in ("", "identity") for coding in request.headers.getall(hdrs.CONTENT_ENCODING, [])):
         raise BodyCompressed
-    too_large = BodyTooLarge(f"the body is larger than the limit of {max_bytes:,} bytes")
     if (request.content_length or 0) > max_bytes:
-        raise too_large
+        raise BodyTooLarge(f"the body is larger than the limit of {max_bytes:,} bytes")
     if request.headers.get(hdrs.EXPECT):
         # As aiohttp's own: an interim reply is no part of the reply that follows.
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -29,7 +28,7 @@ async def read_body(request: web.Request, max_bytes: int, timeout_s: float) -> b
             async for chunk in request.content.iter_any():
                 body += chunk
                 if len(body) > max_bytes:
-                    raise too_large
+                    raise BodyTooLarge(f"the body is larger than the limit of {max_bytes:,} bytes")
     except TimeoutError:
         raise BodyTimeout from None
     except (web.RequestPayloadError, ConnectionError):

@@ -98,13 +98,18 @@ TABLE: dict[type[BaseException], Row] = {
     NotReady: Row(503, _UNAVAILABLE, "loading", "the model is still loading; try again soon", "loading"),
     Draining: Row(503, _UNAVAILABLE, "draining", "the server is stopping; try again later, or elsewhere", "draining"),
     WorkerDied: Row(503, _UNAVAILABLE, "worker_died", "the device has failed and the server is about to end", "worker_died"),
-    DeadlineExceeded: Row(504, "timeout_error", message="the deadline passed before the device was free", reason="deadline"),
+    DeadlineExceeded: Row(504, "timeout_error", reason="deadline"),
     BatchFailed: _FAULT,
     Exception: _FAULT,
 }
 
 # aiohttp's own refusals. Their reason phrases are fixed words, safe to show.
-_HTTP = {404: Row(404, _INVALID, "not_found"), 405: Row(405, _INVALID), 413: Row(413, _INVALID), 417: Row(417, _INVALID)}
+_HTTP = {
+    404: Row(404, _INVALID, "not_found", "there is nothing at this path; GET /openapi.json lists what there is"),
+    405: Row(405, _INVALID, message="this path does not take this method; the header Allow names those that it takes"),
+    413: Row(413, _INVALID),
+    417: Row(417, _INVALID),
+}
 
 
 def unwrap(error: BaseException) -> tuple[BaseException, str | None]:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import re
+import time
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -44,7 +45,7 @@ async def create_embeddings(request: web.Request) -> web.Response:
     log_fault(entry, outcome.rows)
     arguments = (outcome.rows, outcome.usage, request.app[SETTINGS].model_name, parsed.encoding_format)
     large = len(outcome.rows) > LARGE_REPLY_ROWS
-    body = await service.in_pool(embeddings_body, *arguments) if large else embeddings_body(*arguments)
+    body = await service.off_loop(embeddings_body, *arguments) if large else embeddings_body(*arguments)
     headers = {"X-Model-Fingerprint": fingerprint(request.app) or ""}
     return web.Response(body=body, content_type="application/json", headers=headers)
 
@@ -54,9 +55,13 @@ async def preview_embeddings(request: web.Request) -> web.Response:
     deadline = request_deadline(request)
     parsed = await read_request(request)
     request[LOG].inputs = len(parsed.items)
+    started = time.monotonic()
     described = await request.app[SERVICE].describe(parsed, deadline)
+    request[LOG].timings = {"prepare": time.monotonic() - started}
     rows = [preview_row(index, row, item.param) for index, (row, item) in enumerate(zip(described, parsed.items, strict=True))]
-    return json_reply({"object": "list", "model": request.app[SETTINGS].model_name, "data": rows})
+    reply = json_reply({"object": "list", "model": request.app[SETTINGS].model_name, "data": rows})
+    reply.headers["X-Model-Fingerprint"] = fingerprint(request.app) or ""
+    return reply
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -156,7 +161,7 @@ async def read_request(request: web.Request) -> EmbeddingRequest:
         max_image_bytes=settings.max_image_bytes,
     )
     if len(body) > LARGE_BODY_BYTES:
-        return await service.in_pool(dialects.parse, body, limits)
+        return await service.off_loop(dialects.parse, body, limits)
     return dialects.parse(body, limits)
 
 

@@ -106,7 +106,8 @@ class ImageFetcher:
         await self._resources.aclose()
 
     async def fetch(self, url: str) -> bytes:
-        """The body that `url` leads to. One deadline covers the wait for a free slot, every redirect and the body.
+        """The body that `url` leads to. One deadline covers every redirect and the body, from when there is a free slot: a
+        healthy host must not be blamed for the slow ones before it.
 
         Raises ImageUnavailable, whatever goes wrong.
         """
@@ -115,7 +116,7 @@ class ImageFetcher:
         except _Refusal:
             raise ImageUnavailable("image URL is not a valid http or https URL") from None
         try:
-            async with asyncio.timeout(self._timeout_s), self._slots:
+            async with self._slots, asyncio.timeout(self._timeout_s):
                 return await self._follow(target)
         except _Refusal as refusal:
             reason = str(refusal)

@@ -17,6 +17,7 @@ from app.keys import LIFECYCLE, METRICS, SCHEDULER, SERVICE, SETTINGS
 from app.lifecycle import ExitCode, Lifecycle
 from app.metrics import Metrics
 from app.middlewares import cors_middleware, error_middleware
+from app.preparation import Tools
 from app.routes import add_routes
 from app.settings import Settings
 from models.base import DeviceUnavailable, EmbeddingModel, ModelLoadError
@@ -95,16 +96,20 @@ async def run_scheduler(app: web.Application) -> AsyncIterator[None]:
 
 
 async def run_service(app: web.Application) -> AsyncIterator[None]:
-    """Start and stop of the image downloads and the preprocessing threads."""
+    """Start and stop of the image downloads and the threads for preprocessing and for bodies."""
     settings = app[SETTINGS]
     fetcher = ImageFetcher(
         timeout_s=settings.image_fetch_timeout_s,
         max_bytes=settings.max_image_bytes,
         allowed_hosts=settings.image_url_allowed_hosts,
     )
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="prepare") as pool:
+    workers = min(8, os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
+    bodies = ThreadPoolExecutor(2, thread_name_prefix="bodies")
+    with pool, bodies:
         async with fetcher:
-            app[SERVICE] = EmbeddingService(settings, app[SCHEDULER], fetcher, app[METRICS], pool)
+            tools = Tools(settings, fetcher, app[METRICS], pool, workers)
+            app[SERVICE] = EmbeddingService(app[SCHEDULER], tools, bodies)
             yield
 
 

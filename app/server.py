@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 BACKLOG = 1024
 # A proxy keeps its idle connections for 60 s as a rule: let it be the one that closes them.
 KEEPALIVE_S = 75.0
+# For a client to read its refusal while it still sends: what it sends on is thrown away.
+LINGERING_S = 2.0
 # With the device lost, waiting requests are answered and probes see it; then the process ends, whatever still hangs.
 FAILED_GRACE_S = 1.5
 FAILED_DEADLINE_S = 8.0
@@ -85,6 +87,7 @@ async def listen(runner: web.AppRunner, sock: socket.socket, header_timeout_s: f
         "loop": loop,
         "header_timeout_s": header_timeout_s,
         "keepalive_timeout": KEEPALIVE_S,
+        "lingering_time": LINGERING_S,
         "auto_decompress": False,
         "access_log": None,
     }

@@ -224,15 +224,16 @@ DEFAULTS = Settings()
 SETTINGS: Mapping[str, Field[Any]] = {row.metadata["key"] or row.name.upper(): row for row in fields(Settings) if row.metadata}
 
 
-def load_settings(config_file: Path = Path("config.env")) -> Settings:
+def load_settings(config_file: Path = Path("config.env"), need_key: bool = True) -> Settings:
     """Read the file, where there is one, and the environment, which wins; a blank value in either is none.
 
-    What the file sets beyond our keys is exported, unless the environment has it. Raises SettingsError with all that is wrong.
+    What the file sets beyond our keys is exported, unless the environment has it. `need_key` is false for what serves nobody.
+    Raises SettingsError with all that is wrong.
     """
     from_file = read_file(config_file)
     given = {key: text for source in (from_file, os.environ) for key in SETTINGS if (text := source.get(key, "").strip())}
     values, problems = parse(given)
-    if not values.get("api_keys") and not values.get("auth_disabled"):
+    if need_key and not values.get("api_keys") and not values.get("auth_disabled"):
         problems.setdefault("API_KEY", "must hold a key, or set AUTH_DISABLED=true to serve everyone without one")
     foreign = {key: text for key, text in from_file.items() if key not in SETTINGS and text.strip()}
     warnings = misspelt(foreign)

@@ -8,6 +8,9 @@ import torch
 
 from models.base import DeviceLost, DeviceUnavailable, OutOfDeviceMemory
 
+# What a CPU's allocator says, and CUDA and its libraries where they allocate past torch's own.
+OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
+
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -58,8 +61,7 @@ def translate(error: Exception) -> Exception:
     Raise the answer outside the `except` block: a chained traceback would keep the batch's tensors alive.
     """
     text = str(error)
-    # A CPU's allocator says it in words.
-    if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate memory" in text:
+    if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY):
         return OutOfDeviceMemory(text)
     # A CUDA error that is not memory leaves the context unusable.
     if isinstance(error, torch.AcceleratorError) or "CUDA error" in text:

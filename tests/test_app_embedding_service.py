@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import time
+import weakref
 from collections.abc import Callable
 
 import orjson
 import pytest
+from PIL import Image
 
 from app.dialects import RequestLimits, parse
-from app.embedding_service import CHUNK, INLINE_CHARACTERS, run_all, until
+from app.embedding_service import until
 from app.keys import SCHEDULER, SERVICE
+from app.preparation import CHUNK, INLINE_CHARACTERS, Preparation, run_all
+from models.base import EmbeddingInput, PreparedInput
 from scheduler.errors import DeadlineExceeded
-from tests.conftest import Client
+from tests.conftest import Client, Serve
 from tests.fakes import FakeModel
+from tests.hosts import data_uri, picture
 
 LIMITS = RequestLimits(frozenset({"model"}), max_inputs=500, max_input_tokens=5000, dimension=16, max_image_bytes=1000)
 
@@ -61,14 +68,14 @@ async def test_texts_are_prepared_in_the_pool_in_chunks_unless_there_is_one_shor
 ) -> None:
     service = client.app[SERVICE]
     calls = []
-    in_pool = service.in_pool
+    in_pool = Preparation._in_pool
 
-    async def counted(function: Callable[[], list[object]]) -> list[object]:
-        result = await in_pool(function)
+    async def counted(preparation: Preparation, function: Callable[[], list[object]]) -> list[object]:
+        result = await in_pool(preparation, function)
         calls.append(len(result))
         return result
 
-    monkeypatch.setattr(service, "in_pool", counted)
+    monkeypatch.setattr(Preparation, "_in_pool", counted)
     request = parse(orjson.dumps({"input": texts}), LIMITS)
     outcome = await service.embed(request, asyncio.get_running_loop().time() + 10)
     assert [list(row) for row in outcome.rows if not isinstance(row, Exception)] == [list(fake.vector(text)) for text in texts]
@@ -81,3 +88,52 @@ async def test_a_request_that_fails_gives_all_its_places_back(client: Client, fa
     for text, status in (("poison", 500), ("x" * 9000, 400)):
         assert (await client.embed({"input": ["a", text, "b"]}))[0] == status
     assert client.app[SCHEDULER].queue_depth == 0
+
+
+class SlowToPrepare(FakeModel):
+    """A text "slow" takes a while to prepare."""
+
+    def prepare(self, item: EmbeddingInput) -> PreparedInput:
+        if "slow" in item.parts:
+            time.sleep(0.005)
+        return super().prepare(item)
+
+
+async def test_a_request_with_much_to_prepare_does_not_hold_up_the_others(serve: Serve) -> None:
+    """Its jobs take turns with theirs: they are answered while it still prepares, whatever came first."""
+    client = await serve(SlowToPrepare())
+    bulk = asyncio.create_task(client.embed({"input": ["slow"] * 2000}))
+    await asyncio.sleep(0.1)
+    assert [(await client.embed({"input": ["a", "b"]}))[0] for _ in range(3)] == [200] * 3
+    assert not bulk.done()
+    bulk.cancel()
+
+
+class Remembering(FakeModel):
+    """Keeps weak references to the images that it was given."""
+
+    def prepare(self, item: EmbeddingInput) -> PreparedInput:
+        SEEN.extend(weakref.ref(part) for part in item.parts if isinstance(part, Image.Image))
+        return super().prepare(item)
+
+
+SEEN: list[weakref.ref[Image.Image]] = []
+
+
+@pytest.mark.parametrize("partial", [False, True], ids=["refused", "partial"])
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_refused_input_leaves_nothing_to_the_garbage_collector(serve: Serve, partial: bool, count: int) -> None:
+    """An error that outlives its except block, with its traceback, would keep the pixels until the next full collection."""
+    SEEN.clear()
+    client = await serve(Remembering(max_tokens=50))
+    bad = {"text": "x" * 100, "image": data_uri(picture())}
+    gc.collect()
+    gc.disable()
+    try:
+        status, _ = await client.embed({"input": [bad] * count, "partial": partial})
+        await asyncio.sleep(0.05)
+        assert status == (200 if partial else 400)
+        assert SEEN
+        assert [image for image in SEEN if image() is not None] == []
+    finally:
+        gc.enable()

@@ -28,7 +28,15 @@ CONTRACT = {
     504: {("timeout_error", None)},
 }
 # Their words are written for clients; what any other exception says stays here.
-SPEAKS_FOR_ITSELF = {"InvalidRequest", "InvalidInput", "ImageInvalid", "ImageUnavailable", "ModelNotFound", "BodyTooLarge"}
+SPEAKS_FOR_ITSELF = {
+    "InvalidRequest",
+    "InvalidInput",
+    "ImageInvalid",
+    "ImageUnavailable",
+    "ModelNotFound",
+    "BodyTooLarge",
+    "DeadlineExceeded",
+}
 
 
 def test_the_table_is_that_of_the_contract() -> None:

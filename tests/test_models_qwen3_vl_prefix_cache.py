@@ -30,9 +30,10 @@ class Recorder:
         return [(torch.zeros(len(token_ids), 1, 1), torch.zeros(len(token_ids), 1, 1))]
 
 
-def test_one_input_is_not_worth_a_pass_of_its_own_until_it_comes_again() -> None:
+def test_a_prefix_is_computed_for_its_third_input() -> None:
     compute = Recorder()
     cache = PrefixCache(compute)
+    assert cache.for_batch([item(1, 2, 9, prefix=2)]) == [None]
     assert cache.for_batch([item(1, 2, 9, prefix=2)]) == [None]
     (found,) = cache.for_batch([item(1, 2, 8, prefix=2)])
     assert found is not None
@@ -41,19 +42,30 @@ def test_one_input_is_not_worth_a_pass_of_its_own_until_it_comes_again() -> None
     assert len(compute.asked) == 1
 
 
-def test_two_inputs_of_a_batch_share_one_at_once() -> None:
+def test_inputs_of_a_batch_share_one_at_once() -> None:
     compute = Recorder()
-    found = PrefixCache(compute).for_batch([item(1, 2, 9, prefix=2), item(5, 6, prefix=1), item(1, 2, 7, prefix=2)])
-    assert found[0] is found[2] is not None
+    batch = [item(1, 2, 9, prefix=2), item(5, 6, prefix=1), item(1, 2, 7, prefix=2), item(1, 2, 3, prefix=2)]
+    found = PrefixCache(compute).for_batch(batch)
+    assert found[0] is found[2] is found[3] is not None
     assert found[1] is None
     assert compute.asked == [[1, 2]]
+
+
+def test_a_batch_computes_few_the_most_frequent() -> None:
+    compute = Recorder()
+    cache = PrefixCache(compute)
+    batch = [item(first, 9, prefix=1) for first in range(20) for _ in range(4 if first in (3, 17) else 3)]
+    cache.for_batch(batch)
+    assert len(compute.asked) == prefix_cache.MAX_NEW
+    assert [3] in compute.asked
+    assert [17] in compute.asked
 
 
 def test_no_prefix_and_a_long_one_are_left_alone() -> None:
     compute = Recorder()
     long = list(range(prefix_cache.MAX_PREFIX_TOKENS + 1))
-    batch = [item(1, prefix=0), item(1, prefix=0), item(*long, 1, prefix=len(long)), item(*long, 2, prefix=len(long))]
-    assert PrefixCache(compute).for_batch(batch) == [None] * 4
+    batch = [item(1, prefix=0), item(*long, 1, prefix=len(long))] * 3
+    assert PrefixCache(compute).for_batch(batch) == [None] * 6
     assert compute.asked == []
 
 
@@ -62,22 +74,25 @@ def test_the_least_recently_used_go_first(monkeypatch: pytest.MonkeyPatch) -> No
     compute = Recorder()
     cache = PrefixCache(compute)
     for first in (1, 2, 1, 3):
-        cache.for_batch([item(first, 0, 9, prefix=2)] * 2)
+        cache.for_batch([item(first, 0, 9, prefix=2)] * 3)
     assert compute.asked == [[1, 0], [2, 0], [3, 0]]
     assert len(cache) == 2
-    cache.for_batch([item(1, 0, 9, prefix=2)] * 2)
+    cache.for_batch([item(1, 0, 9, prefix=2)] * 3)
     assert len(compute.asked) == 3
-    cache.for_batch([item(2, 0, 9, prefix=2)] * 2)
+    cache.for_batch([item(2, 0, 9, prefix=2)] * 3)
     assert compute.asked[3:] == [[2, 0]]
 
 
-def test_what_was_seen_once_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_seen_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefix_cache, "MAX_SEEN", 2)
     compute = Recorder()
     cache = PrefixCache(compute)
-    for first in (1, 2, 3, 1):
+    for first in (1, 1, 2, 3, 1):
         cache.for_batch([item(first, 9, prefix=1)])
     assert compute.asked == []
+    for _ in range(3):
+        cache.for_batch([item(9, 9, prefix=1)])
+    assert compute.asked == [[9]]
 
 
 TEXTS = ["dog", "", "\n\nafter two newlines", "\nx", " a", "river " * 40, "größe 検索 🚀"]

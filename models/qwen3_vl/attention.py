@@ -1,8 +1,8 @@
 """Causal attention over sequences packed into one row, none of which sees another.
 
 Queries, keys and values come as (T, heads, head_dim), sequences one after the other. Each may stand on a prefix: keys and values
-computed before, of tokens that come before its own. GroupedAttention is the CPU's: torch has no kernel for ragged rows there, so
-sequences of like length are padded into groups, for the attention alone.
+computed before, of tokens that come before its own. GroupedAttention runs on any device: sequences of like length are padded into
+groups, for the attention alone, and each group is one call of torch's scaled dot product.
 """
 
 from __future__ import annotations

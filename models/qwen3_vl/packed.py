@@ -1,4 +1,4 @@
-"""The packed forward: all sequences of a batch in one row of T tokens, nothing padded but inside the CPU's attention.
+"""The packed forward: all sequences of a batch in one row of T tokens, nothing padded but inside attention.
 
 The text model of Qwen3-VL over the checkpoint's own weights (transformers' Qwen3VLTextModel is the reference): RMSNorm before
 attention and MLP, normed queries and keys under interleaved M-RoPE, grouped causal attention, SwiGLU, deepstack features added
