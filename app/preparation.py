@@ -201,17 +201,18 @@ def prepare_each(model: EmbeddingModel, inputs: Sequence[EmbeddingInput]) -> lis
 
 
 async def run_all(jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Results in order, like gather; but when one fails the others are cancelled, and its error is raised as it is."""
+    """Results in order, like gather; but when one fails the others are cancelled, and are over before its error is raised.
+
+    Not a TaskGroup: its exception group holds itself, and with it the frames of all jobs, until the garbage collector comes.
+    """
+    tasks = [asyncio.create_task(job) for job in jobs]
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(job) for job in jobs]
-        return [task.result() for task in tasks]
-    except BaseExceptionGroup as errors:
-        error = errors.exceptions[0]
-    # The tasks hold the error, and its traceback this frame: a cycle, were they still here.
-    tasks.clear()
-    del group
-    try:
-        raise error
+        return await asyncio.gather(*tasks)
     finally:
-        del error
+        if unfinished := [task for task in tasks if not task.done()]:
+            for task in unfinished:
+                task.cancel()
+            await asyncio.wait(unfinished)
+            unfinished.clear()
+        # A task holds its error, whose traceback holds this frame.
+        tasks.clear()
