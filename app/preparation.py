@@ -81,10 +81,8 @@ class Preparation:
     async def _prepare_texts(self, indices: Sequence[int], results: dict[int, Prepared]) -> None:
         """Items of text alone, several in one go."""
         items = [self._item(index) for index in indices]
-        inputs = [self._input(item, item.parts) for item in items]
-        inline = len(items) == 1 and sum(len(part) for part in items[0].parts if isinstance(part, str)) <= INLINE_CHARACTERS
-        prepare = partial(prepare_each, self._model, inputs)
-        for index, result in zip(indices, prepare() if inline else await self._in_pool(prepare), strict=True):
+        prepare = partial(prepare_each, self._model, [self._input(item, item.parts) for item in items])
+        for index, result in zip(indices, prepare() if self._is_short() else await self._in_pool(prepare), strict=True):
             results[index] = self._placed(result, index)
 
     async def _prepare_images(self, index: int, results: dict[int, Prepared]) -> None:
@@ -148,6 +146,13 @@ class Preparation:
     async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
         async with self._jobs:
             return await asyncio.get_running_loop().run_in_executor(self._tools.pool, function, *arguments)
+
+    def _is_short(self) -> bool:
+        """Whether the whole request is one short text."""
+        (item, *more) = self._request.items
+        if more or not isinstance(item, RequestItem) or len(item.parts) > 1:
+            return False
+        return isinstance(item.parts[0], str) and len(item.parts[0]) <= INLINE_CHARACTERS
 
     def _chunks(self, indices: Sequence[int]) -> Iterator[list[int]]:
         chunk: list[int] = []

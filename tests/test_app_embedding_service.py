@@ -7,6 +7,7 @@ import gc
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import orjson
 import pytest
@@ -81,6 +82,22 @@ async def test_texts_are_prepared_in_the_pool_in_chunks_unless_there_is_one_shor
     assert [list(row) for row in outcome.rows if not isinstance(row, Exception)] == [list(fake.vector(text)) for text in texts]
     assert sum(calls) == (0 if texts == ["a"] else len(texts))
     assert all(size <= CHUNK for size in calls)
+
+
+async def test_many_parts_never_hold_up_the_event_loop(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short they are: they are prepared on threads, few enough to a job."""
+    parts: list[int] = []
+    in_pool = Preparation._in_pool
+
+    async def counted(preparation: Preparation, function: partial[list[object]]) -> list[object]:
+        parts.append(sum(len(item.parts) for item in function.args[1]))
+        return await in_pool(preparation, function)
+
+    monkeypatch.setattr(Preparation, "_in_pool", counted)
+    items = [{"text": [""] * count} for count in (1, 2, 300, 100, 100, 100, 1)]
+    assert (await client.embed({"input": items}))[0] == 200
+    assert (await client.embed({"input": {"text": ["", ""]}}))[0] == 200
+    assert sorted(parts) == sorted([1 + 2, 300, 100 + 100, 100 + 1, 2])
 
 
 async def test_a_request_that_fails_gives_all_its_places_back(client: Client, fake: FakeModel) -> None:
