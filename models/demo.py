@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.base import ModelLoadError
-from models.weights import check_complete
+from models.checkpoint import check_complete
 
 if TYPE_CHECKING:
     import torch

@@ -10,13 +10,11 @@ from __future__ import annotations
 import errno
 import glob
 import hashlib
-import json
 import logging
 import os
 import re
 import shlex
 import shutil
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from models.base import ModelLoadError
+from models.checkpoint import check_complete, faults, reason
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -34,13 +33,6 @@ log = logging.getLogger(__name__)
 
 # What a model reads, and never code. A layer of a sentence-transformers model lies in a folder such as 1_Pooling.
 _NEEDED = re.compile(r"(\d+_\w+/)?[^/]+\.(json|jinja|txt|model|safetensors)")
-# Files whose inside is looked at: the weights and what is read with them.
-_CHECKED = (".safetensors", ".json", ".jinja", ".model", "merges.txt", "vocab.txt")
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-# safetensors itself refuses a header over 100 MB.
-_MAX_HEADER_BYTES = 100_000_000
-# What reading JSON of another form than expected may raise.
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 _HUB_TIMEOUT_S = 30.0
 _KEPT = "what has come is kept, and the next start goes on"
 
@@ -72,23 +64,9 @@ def find_or_download(
                 else:
                     _download(path.resolve(), model_id, allow_pickle, endpoint, token)
     except (OSError, _HubError) as error:
-        what = str(error) if isinstance(error, _HubError) else f"{path} cannot hold a model: {_reason(error)}."
+        what = str(error) if isinstance(error, _HubError) else f"{path} cannot hold a model: {reason(error)}."
         raise ModelLoadError(f"{what} {ways_out}") from error
     return path
-
-
-def check_complete(path: Path, allow_pickle: bool) -> None:
-    """Raise ModelLoadError, naming what is wrong, unless the folder `path` holds a whole checkpoint.
-
-    Looks at names, lengths, JSON and the headers of weights, not at every byte: many gigabytes take milliseconds.
-    """
-    try:
-        faults = list(_faults(path, allow_pickle))
-    except OSError as error:
-        faults = [f"it cannot be read ({_reason(error)})"]
-    if faults:
-        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise ModelLoadError(f"The model in {path} is incomplete or broken: {'; '.join(faults[:5])}{more}.")
 
 
 def _is_there(path: Path) -> bool:
@@ -110,108 +88,6 @@ def _ways_out(path: Path, model_id: str) -> str:
         f"`modelscope download --model {identifier} --local_dir {folder}` (ModelScope); point MODEL_PATH to another folder that "
         "holds a model; or try the service with random weights: `make demo`."
     )
-
-
-def _reason(error: OSError) -> str:
-    """The system's word for an error, and never its path or text."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full"
-    return os.strerror(error.errno) if error.errno else type(error).__name__
-
-
-# What a whole checkpoint is
-
-
-def _faults(path: Path, allow_pickle: bool) -> Iterator[str]:
-    if not path.is_dir():
-        yield "it is not a folder" if path.exists() else "it does not exist"
-        return
-    for folder, pattern in ((".", "*.incomplete"), (".cache/huggingface", "**/*.incomplete"), ("._____temp", "**/*.*")):
-        for partial in sorted((path / folder).glob(pattern)):
-            yield f"{partial.relative_to(path)} is left of a download that was cut off or still runs"
-    names = {entry.name for entry in path.iterdir() if not entry.is_dir()}
-    if "config.json" not in names:
-        yield "config.json is missing"
-    if not names & {"tokenizer.json", "vocab.json", "vocab.txt"} and not any(name.endswith(".model") for name in names):
-        yield "the tokenizer (tokenizer.json) is missing"
-    weights = list(_weights(names, allow_pickle))
-    if not weights:
-        yield _why_no_weights(names)
-    shards = {shard: name for name in weights if name.endswith(".index.json") for shard in _shards(path / name)}
-    for name in sorted(shards.keys() | set(weights) | {name for name in names if name.endswith(_CHECKED)}):
-        if fault := _file_fault(path / name):
-            yield f"{name} {fault}" + (f" ({shards[name]} names it)" if name in shards else "")
-
-
-def _weights(names: set[str], allow_pickle: bool) -> Iterator[str]:
-    """The names under which a model's weights are looked for, as far as they are there."""
-    kinds = ["model.safetensors", "pytorch_model.bin"] if allow_pickle else ["model.safetensors"]
-    for kind in kinds:
-        found = names & {kind, f"{kind}.index.json"}
-        if found:
-            yield from sorted(found)
-            return
-
-
-def _why_no_weights(names: set[str]) -> str:
-    if any(name.endswith(".safetensors") for name in names):
-        return "model.safetensors.index.json is missing, which says what lies in which file of weights"
-    if any(name.startswith("pytorch_model") for name in names):
-        return "the weights are pickled (pytorch_model.bin), which runs code: ALLOW_PICKLE=true allows it"
-    return "the weights (model.safetensors) are missing"
-
-
-def _shards(index: Path) -> set[str]:
-    """The files that an index names. An index that names none cannot be read: it is a fault of its own."""
-    try:
-        return {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
-    except _MALFORMED:
-        return set()
-
-
-def _file_fault(file: Path) -> str | None:
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            head = stream.read(len(_LFS_POINTER))
-        if size == 0:
-            return "is empty"
-        if head == _LFS_POINTER:
-            return "is a git-LFS pointer and not the file itself (`git lfs pull` fetches it)"
-        if file.suffix == ".safetensors":
-            return _safetensors_fault(file, size)
-        if file.suffix == ".json":
-            return _json_fault(file)
-        if file.suffix == ".bin" and head.startswith(b"PK") and not zipfile.is_zipfile(file):
-            return "is cut off"
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read ({_reason(error)})"
-    return None
-
-
-def _json_fault(file: Path) -> str | None:
-    try:
-        json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        return "is not JSON: cut off, or another file"
-    return "names no weights" if file.name.endswith(".index.json") and not _shards(file) else None
-
-
-def _safetensors_fault(file: Path, size: int) -> str | None:
-    """Compare the length of a file with what its header says. The format: 8 bytes little-endian, so long a header, the data."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > min(size - 8, _MAX_HEADER_BYTES):
-            return "is cut off, or not safetensors"
-        header = stream.read(length)
-    try:
-        tensors = [value for key, value in json.loads(header).items() if key != "__metadata__"]
-        expected = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
-    except _MALFORMED:
-        return "has no readable header"
-    return None if size == expected else f"is {size} bytes long, and its header says {expected}"
 
 
 # The download
@@ -276,8 +152,8 @@ def _download(path: Path, model_id: str, allow_pickle: bool, endpoint: str | Non
         patterns = [glob.escape(file.name) for file in files]
         api.snapshot_download(model_id, revision=revision, local_dir=folder, allow_patterns=patterns)
     _verify(folder, files)
-    if faults := list(_faults(folder, allow_pickle)):
-        raise _HubError(f"The repository {model_id} holds no whole model: {'; '.join(faults[:5])}.")
+    if found := list(faults(folder, allow_pickle)):
+        raise _HubError(f"The repository {model_id} holds no whole model: {'; '.join(found[:5])}.")
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     folder.rename(path)
     log.info("%s is whole, in %s.", model_id, path)

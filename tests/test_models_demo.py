@@ -18,8 +18,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3VLForC
 from transformers.utils import logging as transformers_logging
 
 from models import demo
+from models.checkpoint import check_complete
 from models.demo import ADDED_TOKENS, BENCH_40M, OTHER, SHAPE_2B, SHAPES, SPECIAL_TOKENS, TINY, DemoShape, write_demo_checkpoint
-from models.weights import check_complete
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [

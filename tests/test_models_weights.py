@@ -22,7 +22,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from models.base import ModelLoadError
-from models.weights import check_complete, find_or_download
+from models.checkpoint import check_complete
+from models.weights import find_or_download
 
 MODEL_ID = "someone/some-embedding"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
