@@ -56,6 +56,7 @@ def load_configured_model(settings: Settings) -> EmbeddingModel:
         device=device,
         dtype=settings.dtype,
         backend=settings.backend,
+        compile=settings.compile,
         max_image_width=settings.max_image_width,
         max_image_height=settings.max_image_height,
         allow_pickle=settings.allow_pickle,

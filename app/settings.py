@@ -30,6 +30,7 @@ BYTE_UNITS = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 FLAGS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 LOG_LEVELS = {level.lower(): level for level in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")}
 BACKENDS = {name: name for name in ("packed", "reference")}
+COMPILE = {name: name for name in ("off", "auto")}
 DTYPES = {name: name for name in ("auto", "float32", "bfloat16", "float16")}
 
 
@@ -189,6 +190,7 @@ class Settings:
     model_id: str = setting("Qwen/Qwen3-VL-Embedding-2B", REPO_ID, "the model's id on the Hugging Face Hub")
     dtype: str = setting("auto", one_of(DTYPES), "auto, float32, bfloat16 or float16")
     backend: str = setting("packed", one_of(BACKENDS), "packed, or reference: the stock padded forward, as the oracle")
+    compile: str = setting("auto", one_of(COMPILE), "auto: compile layers and capture graphs in the warm-up, on CUDA; or off")
     max_batch_size: int = setting(256, whole(1), "inputs in a batch, at most")
     max_batch_tokens: int | None = setting(None, or_word("auto", whole(1)), "tokens in a batch; auto: 8192, on a CPU by its rate")
     max_batch_wait_ms: float = setting(0.0, decimal(0, 60_000), "milliseconds that an input may wait for others to fill a batch")

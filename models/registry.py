@@ -22,11 +22,13 @@ def load_model(
     max_image_height: int,
     allow_pickle: bool,
     backend: str = "packed",
+    compile: str = "auto",
 ) -> EmbeddingModel:
     """Load the checkpoint in folder `path` by its family's adapter.
 
     `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `dtype` is `auto` or a torch dtype's name; image limits are in pixels, 0 for
-    none; `backend` is `packed`, or `reference` for transformers' own forward.
+    none; `backend` is `packed`, or `reference` for transformers' own forward; `compile` is `auto` for what the warm-up may do on
+    CUDA (compiled layers and graphs), `layers` for no graphs, or `off`.
 
     Raises ModelLoadError, whatever is wrong with the checkpoint.
     """
@@ -40,7 +42,9 @@ def load_model(
     try:
         adapter = _adapter(path)
         resolved = devices.resolve_device(device)
-        return adapter(path, device=resolved, dtype=dtype, backend=backend, limits=limits, allow_pickle=allow_pickle)
+        return adapter(
+            path, device=resolved, dtype=dtype, backend=backend, compile=compile, limits=limits, allow_pickle=allow_pickle
+        )
     except ModelLoadError:
         raise
     except Exception as error:

@@ -110,6 +110,7 @@ def test_defaults_are_as_documented() -> None:
         "MODEL_ID": "Qwen/Qwen3-VL-Embedding-2B",
         "DTYPE": "auto",
         "BACKEND": "packed",
+        "COMPILE": "auto",
         "MAX_BATCH_SIZE": 256,
         "MAX_BATCH_TOKENS": None,
         "MAX_BATCH_WAIT_MS": 0,

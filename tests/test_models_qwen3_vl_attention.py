@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from models.qwen3_vl.attention import GroupedAttention, PrefixKeys, Span
+from models.qwen3_vl import varlen
+from models.qwen3_vl.attention import AttentionKernel, PrefixKeys, SdpaKernel, Span
+from models.qwen3_vl.varlen import Bounds, Heads, VarlenAttention, VarlenKernel, choose_kernel, merge, trusted_kernel
+from tests import varlen_cpu  # noqa: F401 - the kernel for this test's device
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
 SCALE = SIZE**-0.5
@@ -34,8 +39,9 @@ def textbook(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix: PrefixKe
     return torch.einsum("hqk,khd->qhd", weights, values).reshape(len(q), -1)
 
 
+@pytest.mark.parametrize("kernel", [SdpaKernel(), VarlenKernel()], ids=["sdpa", "varlen"])
 @pytest.mark.parametrize("spans", ROWS.values(), ids=ROWS)
-def test_every_and_last_token(spans: list[Span]) -> None:
+def test_every_and_last_token(spans: list[Span], kernel: AttentionKernel) -> None:
     torch.manual_seed(0)
     total = sum(span.length for span in spans)
     q, k, v = torch.randn(total, HEADS, SIZE), torch.randn(total, KV_HEADS, SIZE), torch.randn(total, KV_HEADS, SIZE)
@@ -47,8 +53,100 @@ def test_every_and_last_token(spans: list[Span]) -> None:
         prefix = tuple(part[: span.prefix_length] for part in prefixes[span.prefix])
         expected.append(textbook(q[own], k[own], v[own], prefix))
 
-    attention = GroupedAttention(spans, torch.device("cpu"))
+    attention = kernel.causal(spans, torch.from_numpy)
     every = attention.every(q, k, v, prefixes, SCALE)
     torch.testing.assert_close(every, torch.cat(expected).float(), rtol=1e-5, atol=1e-5)
     last = attention.last(q[torch.from_numpy(ends - 1)], k, v, prefixes, SCALE)
     torch.testing.assert_close(last, torch.stack([rows[-1] for rows in expected]).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [SdpaKernel(), VarlenKernel()], ids=["sdpa", "varlen"])
+@pytest.mark.parametrize("lengths", [[6], [4, 4, 4], [3, 9, 9, 2]])
+def test_whole_sequences(kernel: AttentionKernel, lengths: list[int]) -> None:
+    torch.manual_seed(1)
+    q, k, v = (torch.randn(sum(lengths), HEADS, SIZE) for _ in range(3))
+    expected = []
+    for one_q, one_k, one_v in zip(*(x.split(lengths) for x in (q, k, v)), strict=True):
+        weights = (torch.einsum("qhd,khd->hqk", one_q, one_k) * SCALE).softmax(-1)
+        expected.append(torch.einsum("hqk,khd->qhd", weights, one_v).flatten(1))
+    torch.testing.assert_close(kernel.whole(lengths, torch.from_numpy)(q, k, v, SCALE), torch.cat(expected))
+
+
+def test_sequences_on_no_prefix_come_first() -> None:
+    with pytest.raises(ValueError, match="come first"):
+        VarlenKernel().causal([Span(3, 0, 6), Span(4)], torch.from_numpy)
+
+
+def test_a_merge_of_far_apart_sums_is_the_greater_one() -> None:
+    one, other = torch.ones(1, 2, 3), torch.full((1, 2, 3), 5.0)
+    merged = merge(one, torch.tensor([[500.0], [-500.0]]), other, torch.tensor([[-500.0], [500.0]]))
+    torch.testing.assert_close(merged, torch.tensor([1.0, 5.0]).view(1, 2, 1).expand(1, 2, 3))
+
+
+# --- Whether torch's kernel is to be trusted --------------------------------------------------------------------------------
+
+HALF_ON_CPU = (torch.device("cpu"), torch.bfloat16, Heads(HEADS, KV_HEADS, SIZE))
+
+
+def test_a_kernel_that_agrees_is_used() -> None:
+    assert isinstance(trusted_kernel(*HALF_ON_CPU), VarlenKernel)
+
+
+class Blind(VarlenAttention):
+    """As a kernel that aligns causality to the first key would do it, where a sequence stands on a prefix."""
+
+    def _run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: object) -> torch.Tensor:
+        return v.repeat_interleave(HEADS // KV_HEADS, 1).flatten(1)[: len(q)]
+
+
+def too_wide(*_: object, **__: object) -> None:
+    raise RuntimeError("head dimension not supported")
+
+
+def transposed(*arguments: Any, **options: Any) -> Any:
+    found = ATTEND(*arguments, **options)
+    return (found[0], found[1].t()) if "return_aux" in options else found
+
+
+ATTEND = varlen._attend
+FAULTS = {
+    "wrong": ("VarlenAttention", Blind, "is off by"),
+    "not a number": ("merge", lambda one, *_: torch.full_like(one, torch.nan), "is off by inf"),
+    "raises": ("_attend", too_wide, "RuntimeError: head dimension"),
+    "sums of another shape": ("_attend", transposed, "log-sum-exp is of shape"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_kernel_that_does_not_is_not(fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    name, replacement, words = FAULTS[fault]
+    monkeypatch.setattr(varlen, name, replacement)
+    assert isinstance(trusted_kernel(*HALF_ON_CPU), SdpaKernel)
+    assert words in caplog.text
+    assert "SDPA is used" in caplog.text
+
+
+def test_float32_and_cpus_have_no_varlen_kernel() -> None:
+    heads = Heads(HEADS, KV_HEADS, SIZE)
+    assert isinstance(choose_kernel(torch.device("cuda"), torch.float32, heads), SdpaKernel)
+    assert isinstance(choose_kernel(torch.device("cpu"), torch.bfloat16, heads), SdpaKernel)
+
+
+def test_torch_before_2_14_is_asked_without_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.nn.attention import varlen as torch_varlen
+
+    asked: list[dict[str, object]] = []
+
+    def older(q: torch.Tensor, k: object, v: object, *bounds: object, scale: float, window_size: object) -> torch.Tensor:
+        asked.append({"scale": scale, "window_size": window_size})
+        return torch.zeros_like(q)
+
+    monkeypatch.setattr(torch_varlen, "varlen_attn", older)
+    varlen._varlen.cache_clear()
+    try:
+        bounds = Bounds.of([2], torch.from_numpy)
+        attention = VarlenAttention(bounds, torch.arange(2, dtype=torch.int32))
+        attention.every(torch.zeros(2, 4, 8), torch.zeros(2, 2, 8), torch.zeros(2, 2, 8), (), 1.0)
+    finally:
+        varlen._varlen.cache_clear()
+    assert asked == [{"scale": 1.0, "window_size": (-1, 0)}]

@@ -24,7 +24,6 @@ from models.base import (
     PreparedInput,
 )
 from models.fingerprint import fingerprint
-from models.pooling import normalize
 from models.qwen3_vl.packed import PackedForward
 from models.qwen3_vl.prompt import Prompt, PromptTokenizer, tidy_instruction
 from models.qwen3_vl.reference import ReferenceForward
@@ -37,8 +36,11 @@ BACKENDS: dict[str, type[PackedForward | ReferenceForward]] = {"packed": PackedF
 class Qwen3VLEmbedding:
     """An EmbeddingModel: the last token's hidden state, normalised."""
 
-    def __init__(self, path: Path, *, device: str, dtype: str, backend: str, limits: ImageLimits, allow_pickle: bool) -> None:
-        """Load a checkpoint. `device` is a torch device, `dtype` "auto" or a torch dtype's name, `backend` a key of BACKENDS.
+    def __init__(
+        self, path: Path, *, device: str, dtype: str, backend: str, compile: str, limits: ImageLimits, allow_pickle: bool
+    ) -> None:
+        """Load a checkpoint. `device` is a torch device, `dtype` "auto" or a torch dtype's name, `backend` a key of BACKENDS,
+        `compile` as load_model has it.
 
         Raises ModelLoadError.
         """
@@ -56,6 +58,7 @@ class Qwen3VLEmbedding:
             path, model.state_dict(), settings={"dtype": str(chosen), "image_limits": (limits.max_width, limits.max_height)}
         )
         self._forward = BACKENDS[backend](model, self._spec)
+        self._compile = compile
         self.info = ModelInfo(
             model_type=config.model_type,
             width=config.text_config.hidden_size,
@@ -99,16 +102,21 @@ class Qwen3VLEmbedding:
     def embed(self, batch: Sequence[PreparedInput]) -> npt.NDArray[np.float32]:
         """Unit vectors, float32 of shape (len(batch), width). Raises OutOfDeviceMemory, DeviceLost."""
         try:
-            rows: npt.NDArray[np.float32] = normalize(self._forward(batch).float()).cpu().numpy()
-            return rows
+            return self._forward(batch)
         except Exception as error:
             failure = devices.translate(error)
         raise failure
 
     def warm_up(self) -> float:
-        """Run texts of growing number and an image; tokens per second of the largest batch of texts."""
+        """Run texts of growing number and an image, compiled where that pays; tokens per second of the largest batch of texts."""
         text = self.prepare(EmbeddingInput(("warm-up " * 24,)))
-        self.embed([self.prepare(EmbeddingInput((Image.new("RGB", (64, 64)), "warm-up")))])
+        image = self.prepare(EmbeddingInput((Image.new("RGB", (64, 64)), "warm-up")))
+        images = self.prepare(EmbeddingInput((Image.new("RGB", (96, 64)), Image.new("RGB", (64, 160)))))
+        if isinstance(self._forward, PackedForward) and self._compile != "off" and self._device.type == "cuda":
+            word = self.prepare(EmbeddingInput(("warm-up",)))
+            samples = [[word], [text, word], [image], [word, images, image, text]]
+            self._forward.optimize(samples, graphs=self._compile == "auto")
+        self.embed([image, text])
         return rates.measure(self.embed, text)
 
     def memory_bytes(self) -> int:

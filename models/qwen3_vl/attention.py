@@ -1,16 +1,19 @@
-"""Causal attention over sequences packed into one row, none of which sees another.
+"""Attention over sequences packed into one row, none of which sees another.
 
 Queries, keys and values come as (T, heads, head_dim), sequences one after the other. Each may stand on a prefix: keys and values
-computed before, of tokens that come before its own. GroupedAttention runs on any device: sequences of like length are padded into
-groups, for the attention alone, and each group is one call of torch's scaled dot product.
+computed before, of tokens that come before its own. A kernel plans a batch once for all layers. SdpaKernel runs on any device:
+sequences of like length are padded into groups, for the attention alone, and each group is one call of torch's scaled product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -31,12 +34,62 @@ class Span:
 
 # Keys and values of a prefix in one layer: each (tokens, key-value heads, head_dim).
 PrefixKeys = tuple[torch.Tensor, torch.Tensor]
+# Puts an array on the device.
+Send = Callable[[npt.NDArray[Any]], torch.Tensor]
+# Queries, keys, values and the scale, of sequences that see all of themselves: (T, heads * head_dim).
+WholeAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+
+
+class CausalAttention(Protocol):
+    """A batch, planned. `prefixes` are the layer's, by the spans' index; `scale` is what queries times keys is multiplied by."""
+
+    def every(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float
+    ) -> torch.Tensor:
+        """Attention of every token: (T, query heads * head_dim)."""
+
+    def last(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float
+    ) -> torch.Tensor:
+        """Attention of each sequence's last token alone, `q` (sequences, heads, head_dim): (sequences, heads * head_dim)."""
+
+
+class AttentionKernel(Protocol):
+    """A way to compute attention on a device."""
+
+    def causal(self, spans: Sequence[Span], send: Send) -> CausalAttention:
+        """Tokens see themselves and what is before them. Spans on no prefix come first, those on one prefix side by side."""
+
+    def whole(self, lengths: Sequence[int], send: Send) -> WholeAttention:
+        """Tokens see their whole sequence, as the patches of an image do."""
+
+
+class SdpaKernel:
+    """torch's scaled dot product, on any device and in any dtype."""
+
+    def causal(self, spans: Sequence[Span], send: Send) -> CausalAttention:
+        return GroupedAttention(spans, send)
+
+    def whole(self, lengths: Sequence[int], send: Send) -> WholeAttention:
+        """Sequences of equal length that lie side by side are one call."""
+        runs = [(length, len(list(run))) for length, run in groupby(lengths)]
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+            parts, start = [], 0
+            for length, count in runs:
+                rows, start = slice(start, start + length * count), start + length * count
+                folded = [x[rows].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]
+                out = F.scaled_dot_product_attention(folded[0], folded[1], folded[2], scale=scale)
+                parts.append(out.transpose(1, 2).reshape(count * length, -1))
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        return attend
 
 
 class GroupedAttention:
-    """Attention of one batch, planned once for all layers. Spans that share a group should lie side by side."""
+    """CausalAttention by scaled dot product. Spans that may share a group should lie side by side."""
 
-    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
+    def __init__(self, spans: Sequence[Span], send: Send) -> None:
         self._groups: list[_Group] = []
         start = 0
         row = 0
@@ -44,7 +97,7 @@ class GroupedAttention:
             end = start + 1
             while end < len(spans) and _alike(spans[start], spans[end]):
                 end += 1
-            self._groups.append(_Group(spans[start:end], row, device))
+            self._groups.append(_Group(spans[start:end], row, send))
             row += sum(span.length for span in spans[start:end])
             start = end
 
@@ -69,7 +122,7 @@ class GroupedAttention:
 class _Group:
     """Sequences of like length on one prefix, from `row` of the packed row on."""
 
-    def __init__(self, spans: Sequence[Span], row: int, device: torch.device) -> None:
+    def __init__(self, spans: Sequence[Span], row: int, send: Send) -> None:
         lengths = np.array([span.length for span in spans])
         self.count = len(spans)
         self._longest = int(lengths.max())
@@ -83,15 +136,14 @@ class _Group:
             # A padded place reads its sequence's last token again: causality hides it from every real one.
             starts = row + np.cumsum(lengths) - lengths
             places = np.arange(self._longest)
-            self._gather = torch.from_numpy((starts[:, None] + np.minimum(places, lengths[:, None] - 1)).reshape(-1)).to(device)
+            self._gather = send((starts[:, None] + np.minimum(places, lengths[:, None] - 1)).reshape(-1))
             real = places < lengths[:, None]
-            self._scatter = torch.from_numpy(np.flatnonzero(real)).to(device)
+            self._scatter = send(np.flatnonzero(real))
             seen = np.concatenate([np.ones((self.count, self._prefix_length), dtype=bool), real], axis=1)
-            self._last_mask = torch.from_numpy(seen[:, None, None, :]).to(device)
+            self._last_mask = send(seen[:, None, None, :])
         self._mask: torch.Tensor | None = None
         if self._prefix_length:
-            allowed = torch.ones(self._longest, self._prefix_length + self._longest, dtype=torch.bool, device=device)
-            self._mask = allowed.tril(self._prefix_length)
+            self._mask = send(np.tri(self._longest, self._prefix_length + self._longest, self._prefix_length, dtype=bool))
 
     def every(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float

@@ -1,4 +1,7 @@
-"""The forward pass by transformers' own modules: sequences padded on the right, in groups of like length."""
+"""The forward pass by transformers' own modules, vision tower included: sequences padded on the right, in groups of like length.
+
+Slower than the packed forward and simpler: the oracle that it is held to.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from models.base import PreparedInput
-from models.qwen3_vl.tower import VisionTower
+from models.base import PreparedImage, PreparedInput
+from models.pooling import normalize
+from models.qwen3_vl.tower import PixelNormalizer
 from models.qwen3_vl.vision import VisionSpec
 
 # As the official embedder batches. A group holds no more than this many, and no more padded tokens unless it is one sequence.
@@ -18,16 +23,16 @@ GROUP_TOKENS = 16_384
 
 
 class ReferenceForward:
-    """Hidden states of the last tokens, by a Qwen3VLModel as transformers loads it."""
+    """Vectors by a Qwen3VLModel as transformers loads it."""
 
     def __init__(self, model: Any, spec: VisionSpec) -> None:
         self._model = model
-        self._see = VisionTower(model.visual, spec)
+        self._normalize = PixelNormalizer(spec, model.device)
         self._image_token_id = model.config.image_token_id
 
     @torch.inference_mode()
-    def __call__(self, batch: Sequence[PreparedInput]) -> torch.Tensor:
-        """Final hidden states, normed, of shape (len(batch), width) in the model's dtype: row i is of batch[i]'s last token."""
+    def __call__(self, batch: Sequence[PreparedInput]) -> npt.NDArray[np.float32]:
+        """Unit vectors, float32 of shape (len(batch), width): row i is of batch[i]'s last token."""
         order = sorted(range(len(batch)), key=lambda index: batch[index].num_tokens)
         rows: torch.Tensor | None = None
         for group in _groups(order, batch):
@@ -36,7 +41,8 @@ class ReferenceForward:
                 rows = hidden.new_empty(len(batch), hidden.shape[1])
             rows[torch.tensor(group, device=rows.device)] = hidden
         assert rows is not None, "an empty batch"
-        return rows
+        vectors: npt.NDArray[np.float32] = normalize(rows.float()).cpu().numpy()
+        return vectors
 
     def _forward(self, group: Sequence[PreparedInput]) -> torch.Tensor:
         lengths = np.array([item.num_tokens for item in group])
@@ -53,9 +59,9 @@ class ReferenceForward:
         visual: dict[str, Any] = {}
         if is_image.any():
             image_mask = torch.from_numpy(is_image).to(device)
-            features, deepstack = self._see([image for item in group for image in item.images])
-            embeds[image_mask] = features.to(embeds.dtype)
-            visual = {"visual_pos_masks": image_mask, "deepstack_visual_embeds": deepstack}
+            seen = self._see([image for item in group for image in item.images])
+            embeds[image_mask] = seen.pooler_output.to(embeds.dtype)
+            visual = {"visual_pos_masks": image_mask, "deepstack_visual_embeds": seen.deepstack_features}
         output = language_model(
             inputs_embeds=embeds,
             attention_mask=torch.from_numpy(mask).to(device),
@@ -66,6 +72,12 @@ class ReferenceForward:
         last = torch.from_numpy(lengths - 1).to(device)
         hidden: torch.Tensor = output.last_hidden_state
         return hidden[torch.arange(len(group), device=device), last]
+
+    def _see(self, images: Sequence[PreparedImage]) -> Any:
+        """The vision model's output for all images of a group."""
+        pixels = torch.from_numpy(np.concatenate([image.patches for image in images])).to(self._model.device)
+        grids = torch.tensor([(1, *image.grid.grid) for image in images], device=pixels.device)
+        return self._model.visual(self._normalize(pixels), grid_thw=grids, return_dict=True)
 
 
 def _groups(order: Sequence[int], batch: Sequence[PreparedInput]) -> Iterator[list[int]]:

@@ -82,6 +82,8 @@ def main() -> int:
     results = []
     for dtype in BARS:
         model = load(dtype, device)
+        # As it is served: compiled, on CUDA, and in graphs.
+        model.warm_up()
         prepared = [model.prepare(case_input(case)) for case in CASES]
         solo = np.concatenate([model.embed([item]) for item in prepared])
         together = model.embed(prepared)

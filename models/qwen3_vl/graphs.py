@@ -1,0 +1,192 @@
+"""The text model as CUDA graphs: a small batch is one launch, and next to nothing for the interpreter to do.
+
+A graph replays fixed shapes from fixed memory, so there is one for each of some numbers of tokens, the buckets. A batch is
+written into the memory of the smallest that holds it; what is left over is one more sequence, of no use to anyone, and sequences
+that are not needed are empty. Prefixes are computed with their inputs: for a batch so small the device hardly notices.
+
+Captured in the warm-up, by the thread that replays them; one that gives other vectors than the forward without it is not used.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.base import PreparedInput
+from models.pooling import normalize
+from models.qwen3_vl.layout import PackedRow
+from models.qwen3_vl.staging import Staging
+from models.qwen3_vl.text import TextModel
+from models.qwen3_vl.varlen import Bounds, VarlenAttention
+
+log = logging.getLogger(__name__)
+
+# Near enough that a batch fills its bucket to three quarters at the least, but for the smallest. Beyond the largest the device is
+# busy for longer than the interpreter needs to launch the same work piece by piece.
+BUCKETS = (32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
+# The template alone has more. A batch of more sequences than so many tokens each make is run without a graph.
+FEWEST_TOKENS = 16
+# A replay is that of its batch at this cosine: half precision rounds to some 1e-4 of it, a wrong row is far off.
+SAME = 0.995
+# Replays that are timed; the fastest counts.
+TIMED = 5
+
+
+class Recorder(Protocol):
+    """Makes a function of no arguments replayable. What it returned is filled anew by every replay."""
+
+    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]: ...
+
+
+class CudaRecorder:
+    """CUDA graphs, which share one pool of memory: no two of them run at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        # Libraries allocate and choose their kernels in the first runs: not while a graph is captured.
+        stream: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                run()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            output = run()
+        return graph.replay, output
+
+
+class TokenGraph:
+    """The text model over `tokens` tokens in at most `sequences` sequences, the left-over one not counted."""
+
+    def __init__(self, tokens: int, text: TextModel, staging: Staging, recorder: Recorder) -> None:
+        self.tokens = tokens
+        self.sequences = tokens // FEWEST_TOKENS
+        slots = self.sequences + 1
+        self._staging = staging
+        # One block, so that one copy brings a batch: 64-bit numbers first, then the 32-bit ones.
+        words = 4 * tokens + slots
+        self._host = staging.keep(8 * words + 4 * (slots + 1))
+        self._device = torch.zeros_like(self._host, device=staging.device)
+        self._token_ids, self._positions, self._last_rows, self._starts = _cut(self._host.numpy(), tokens, slots)
+        self._write(_row([PreparedInput(np.zeros(tokens, dtype=np.int64))]))
+        self._device.copy_(self._host)
+
+        longs = self._device[: 8 * words].view(torch.int64)
+        token_ids, positions, last_rows = longs[:tokens], longs[tokens : 4 * tokens].view(3, tokens), longs[4 * tokens :]
+        starts = self._device[8 * words :].view(torch.int32)
+        single = torch.arange(slots + 1, dtype=torch.int32, device=staging.device)
+        attention = VarlenAttention(Bounds(starts, tokens), single)
+
+        def run() -> torch.Tensor:
+            return normalize(text.run(text.embed(token_ids), positions, attention, last_rows).float())
+
+        self._replay, self._rows = recorder.record(run)
+
+    def __call__(self, row: PackedRow) -> torch.Tensor:
+        """Unit vectors of a batch that fits, float32 of shape (sequences, width) on the device, in the order of the row's spans;
+        good until the next replay."""
+        self._write(row)
+        self._device.copy_(self._host, non_blocking=True)
+        self._replay()
+        return self._rows[: len(row.spans)]
+
+    def _write(self, row: PackedRow) -> None:
+        used, count = len(row.token_ids), len(row.spans)
+        self._token_ids[:used], self._token_ids[used:] = row.token_ids, 0
+        self._positions[:, :used], self._positions[:, used:] = row.positions, 0
+        self._last_rows[:count], self._last_rows[count:] = row.last_rows, self.tokens - 1
+        # The left-over sequence ends with the bucket; those after it are empty.
+        self._starts[0], self._starts[count + 1 :] = 0, self.tokens
+        self._starts[1 : count + 1] = row.last_rows + 1
+
+
+class TokenGraphs:
+    """A graph for each bucket, and which batch is worth one."""
+
+    def __init__(self, text: TextModel, staging: Staging, recorder: Recorder, eager: Callable[[PackedRow], torch.Tensor]) -> None:
+        """Capture them all, the largest first; `eager` gives the unit vectors, (sequences, width), that a replay must match."""
+        self._graphs: dict[int, TokenGraph] = {}
+        self._seconds: dict[int, float] = {}
+        self._eager_seconds = 0.0
+        rng = np.random.default_rng(0)
+        for tokens in sorted(BUCKETS, reverse=True):
+            graph = TokenGraph(tokens, text, staging, recorder)
+            rows = [_row(draw(rng, tokens, graph.sequences, text.vocabulary)) for _ in range(2)]
+            near = min(_nearness(staging.fetch(graph(row)), staging.fetch(eager(row))) for row in rows)
+            if not near >= SAME:
+                log.warning("the graph of %d tokens gives other vectors (cosine %.4f); it is not used", tokens, near)
+                continue
+            self._graphs[tokens] = graph
+            self._seconds[tokens] = _fastest(partial(graph, rows[0]), staging)
+            # The least that a batch takes without a graph: the interpreter's time to launch it.
+            self._eager_seconds = _fastest(partial(eager, rows[0]), staging)
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def report(self) -> str:
+        """One line for the log."""
+        times = ", ".join(f"{tokens}: {seconds * 1e3:.1f}" for tokens, seconds in sorted(self._seconds.items()))
+        return f"{len(self)} graphs, ms by tokens: {times}; the least without one: {self._eager_seconds * 1e3:.1f} ms"
+
+    def choose(self, tokens: int, sequences: int, saved: int) -> TokenGraph | None:
+        """The graph for so many tokens of text in so many sequences, if one is sooner done than the forward without, which reads
+        `saved` tokens of prefixes less."""
+        graph = self._smallest(tokens)
+        if graph is None or graph.tokens > 2 * tokens or sequences > graph.sequences:
+            return None
+        shorter = self._smallest(tokens - saved) or graph
+        return graph if self._seconds[graph.tokens] <= max(self._eager_seconds, self._seconds[shorter.tokens]) else None
+
+    def _smallest(self, tokens: int) -> TokenGraph | None:
+        fitting = [bucket for bucket in self._graphs if bucket >= tokens]
+        return self._graphs[min(fitting)] if fitting else None
+
+
+def draw(rng: np.random.Generator, tokens: int, sequences: int, vocabulary: int) -> list[PreparedInput]:
+    """A batch of random sequences, some short and one long, that leaves some of `tokens` over."""
+    budget = tokens - int(rng.integers(0, tokens // 4))
+    lengths: list[int] = []
+    while len(lengths) < sequences - 1 and budget - sum(lengths) > 2 * FEWEST_TOKENS:
+        lengths.append(int(rng.integers(FEWEST_TOKENS, budget - sum(lengths) - FEWEST_TOKENS)))
+    lengths.append(budget - sum(lengths))
+    return [PreparedInput(rng.integers(0, vocabulary, length)) for length in lengths]
+
+
+def _cut(host: npt.NDArray[np.uint8], tokens: int, slots: int) -> tuple[npt.NDArray[Any], ...]:
+    """Views of a graph's block: token ids (tokens,), positions (3, tokens), last rows (slots,), starts (slots + 1,)."""
+    words = 4 * tokens + slots
+    longs = host[: 8 * words].view(np.int64)
+    return longs[:tokens], longs[tokens : 4 * tokens].reshape(3, tokens), longs[4 * tokens :], host[8 * words :].view(np.int32)
+
+
+def _row(batch: Sequence[PreparedInput]) -> PackedRow:
+    """A batch without prefixes."""
+    return PackedRow.lay_out(batch, [None] * len(batch))
+
+
+def _nearness(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+    """The least cosine of unit rows."""
+    return float((one * other).sum(axis=1).min())
+
+
+def _fastest(run: Callable[[], torch.Tensor], staging: Staging) -> float:
+    """Seconds, rows fetched."""
+    seconds = []
+    for _ in range(TIMED):
+        started = time.perf_counter()
+        staging.begin()
+        staging.fetch(run())
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

@@ -1,0 +1,250 @@
+"""Attention by torch's varlen kernel: all sequences of a packed row in one call, at whatever lengths. CUDA, half precision.
+
+What stands on a prefix is a cascade: its tokens' attention to the prefix, all of them as one sequence for each prefix, and their
+causal attention to each other, merged by the log of the sums that the two softmaxes divide by (as Flash Attention merges the
+parts of long sequences). The kernel's conventions differ between versions of torch: it is used only where it agrees with SDPA.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.qwen3_vl.attention import (
+    AttentionKernel,
+    CausalAttention,
+    PrefixKeys,
+    SdpaKernel,
+    Send,
+    Span,
+    WholeAttention,
+)
+
+log = logging.getLogger(__name__)
+
+CAUSAL = (-1, 0)
+WHOLE = (-1, -1)
+# Half precision rounds to 2 ** -8; a mistaken mask or merge is off by the order of 1.
+AGREEMENT = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The heads of queries, those of keys and values, which each serve several of queries, and their dimension."""
+
+    queries: int
+    keys: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Where the sequences of a packed row begin: int32 of shape (sequences + 1,), and no sequence is longer than `longest`."""
+
+    starts: torch.Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], send: Send) -> Bounds:
+        return cls(send(np.cumsum([0, *lengths], dtype=np.int32)), max(lengths))
+
+
+class VarlenKernel:
+    """torch.nn.attention.varlen. Raises ImportError where torch has none."""
+
+    def __init__(self) -> None:
+        _varlen()
+
+    def causal(self, spans: Sequence[Span], send: Send) -> CausalAttention:
+        first = next((i for i, span in enumerate(spans) if span.prefix_length), len(spans))
+        own = Bounds.of([span.length for span in spans], send)
+        return VarlenAttention(own, send(np.arange(len(spans) + 1, dtype=np.int32)), Cascade.of(spans[first:], send))
+
+    def whole(self, lengths: Sequence[int], send: Send) -> WholeAttention:
+        bounds = Bounds.of(lengths, send)
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+            out: torch.Tensor = _attend(q, k, v, bounds, bounds, scale, WHOLE)
+            return out.flatten(1)
+
+        return attend
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """The last `tokens` tokens, of `sequences` sequences, stand on prefixes: `chosen` has the prefix and its length for each run
+    of sequences on one, `rows` and `sequences_each` where their tokens and sequences begin, `keys` where the prefixes' do."""
+
+    tokens: int
+    sequences: int
+    chosen: list[tuple[int, int]]
+    rows: Bounds
+    sequences_each: Bounds
+    keys: Bounds
+
+    @classmethod
+    def of(cls, spans: Sequence[Span], send: Send) -> Cascade | None:
+        if not spans:
+            return None
+        if not all(span.prefix_length for span in spans):
+            raise ValueError("sequences on no prefix come first")
+        runs = [(key, list(run)) for key, run in groupby(spans, key=lambda span: (span.prefix, span.prefix_length))]
+        tokens = [sum(span.length for span in run) for _, run in runs]
+        return cls(
+            tokens=sum(tokens),
+            sequences=len(spans),
+            chosen=[key for key, _ in runs],
+            rows=Bounds.of(tokens, send),
+            sequences_each=Bounds.of([len(run) for _, run in runs], send),
+            keys=Bounds.of([length for (_, length), _ in runs], send),
+        )
+
+    def add(
+        self, out: torch.Tensor, sums: torch.Tensor, q: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float, last: bool
+    ) -> None:
+        """Merge the prefixes' share into `out` (rows, heads, head_dim), whose log-sum-exp is `sums` (heads, rows), in place."""
+        rows, count = (self.sequences_each, self.sequences) if last else (self.rows, self.tokens)
+        k, v = (torch.cat([prefixes[index][part][:length] for index, length in self.chosen]) for part in (0, 1))
+        start = len(q) - count
+        share, share_sums = _attend_with_sums(q[start:], k, v, rows, self.keys, scale, WHOLE)
+        out[start:] = merge(out[start:], sums[:, start:], share, share_sums)
+
+
+class VarlenAttention:
+    """CausalAttention of sequences within `own`; `single` counts 0, 1, 2 .. for one query of each."""
+
+    def __init__(self, own: Bounds, single: torch.Tensor, cascade: Cascade | None = None) -> None:
+        self._own = own
+        self._single = Bounds(single, 1)
+        self._cascade = cascade
+
+    def every(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float
+    ) -> torch.Tensor:
+        return self._run(q, k, v, prefixes, scale, self._own, CAUSAL)
+
+    def last(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float
+    ) -> torch.Tensor:
+        return self._run(q, k, v, prefixes, scale, self._single, WHOLE)
+
+    def _run(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        prefixes: Sequence[PrefixKeys],
+        scale: float,
+        queries: Bounds,
+        window: tuple[int, int],
+    ) -> torch.Tensor:
+        if self._cascade is None:
+            plain: torch.Tensor = _attend(q, k, v, queries, self._own, scale, window)
+            return plain.flatten(1)
+        out, sums = _attend_with_sums(q, k, v, queries, self._own, scale, window)
+        self._cascade.add(out, sums, q, prefixes, scale, last=queries is self._single)
+        return out.flatten(1)
+
+
+def merge(one: torch.Tensor, one_sums: torch.Tensor, other: torch.Tensor, other_sums: torch.Tensor) -> torch.Tensor:
+    """Attention to two sets of keys -> attention to both: (T, heads, head_dim), by the log-sum-exp of each, (heads, T)."""
+    # The softmax over both, written as that of two: exact, and nothing can overflow.
+    weight = torch.sigmoid(one_sums - other_sums).t().unsqueeze(-1)
+    return torch.lerp(other.float(), one.float(), weight).to(one.dtype)
+
+
+def choose_kernel(device: torch.device, dtype: torch.dtype, heads: Heads) -> AttentionKernel:
+    """The kernel for a model on this device: varlen where torch has it and it agrees with SDPA, else SDPA, with a warning."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return SdpaKernel()
+    return trusted_kernel(device, dtype, heads)
+
+
+@torch.inference_mode()
+def trusted_kernel(device: torch.device, dtype: torch.dtype, heads: Heads) -> AttentionKernel:
+    """VarlenKernel if it runs and agrees with SDPA on random sequences of every kind, else SdpaKernel, with a warning."""
+    sdpa = SdpaKernel()
+    try:
+        off = disagreement(VarlenKernel(), sdpa, device, dtype, heads)
+    except Exception as error:
+        log.warning("torch's varlen attention does not run here (%s: %s); SDPA is used, slower", type(error).__name__, error)
+        return sdpa
+    if not off < AGREEMENT:
+        log.warning("torch's varlen attention is off by %.3g from SDPA here; SDPA is used, slower", off)
+        return sdpa
+    return VarlenKernel()
+
+
+def disagreement(one: AttentionKernel, other: AttentionKernel, device: torch.device, dtype: torch.dtype, heads: Heads) -> float:
+    """The largest difference of two kernels' outputs, of the order of 1, on random sequences with prefixes and without."""
+    generator = torch.Generator().manual_seed(0)
+    send: Send = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
+
+    def draw(tokens: int, count: int) -> torch.Tensor:
+        return torch.randn(tokens, count, heads.size, generator=generator).to(device, dtype)
+
+    spans = [Span(n) for n in (1, 7, 200)] + [Span(5, 0, 14), Span(300, 0, 14), Span(1, 1, 9), Span(40, 1, 30)]
+    lengths = [span.length for span in spans]
+    q, k, v = (draw(sum(lengths), count) for count in (heads.queries, heads.keys, heads.keys))
+    prefixes = [(draw(n, heads.keys), draw(n, heads.keys)) for n in (14, 30)]
+    ends, scale = send(np.cumsum(lengths) - 1), 2 * heads.size**-0.5
+
+    def outputs(kernel: AttentionKernel) -> list[torch.Tensor]:
+        on_prefixes, plain = kernel.causal(spans, send), kernel.causal([Span(length) for length in lengths], send)
+        return [
+            on_prefixes.every(q, k, v, prefixes, scale),
+            on_prefixes.last(q[ends], k, v, prefixes, scale),
+            plain.every(q, k, v, (), scale),
+            plain.last(q[ends], k, v, (), scale),
+            # The patches of images: as many heads of keys as of queries.
+            kernel.whole(lengths, send)(k, v, k, scale),
+        ]
+
+    # A difference that is not a number is the worst of all.
+    offs = [(mine.float() - theirs.float()).abs().max() for mine, theirs in zip(outputs(one), outputs(other), strict=True)]
+    return float(torch.stack(offs).nan_to_num(nan=torch.inf).max())
+
+
+@cache
+def _varlen() -> tuple[Any, dict[str, bool]]:
+    """torch's function, and what it asks for where keys have fewer heads than queries: from 2.14 on a flag."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    flagged = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return varlen_attn, {"enable_gqa": True} if flagged else {}
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    queries: Bounds,
+    keys: Bounds,
+    scale: float,
+    window: tuple[int, int],
+    **more: Any,
+) -> Any:
+    varlen_attn, flag = _varlen()
+    grouped = flag if q.shape[1] != k.shape[1] else {}
+    bounds = (queries.starts, keys.starts, queries.longest, keys.longest)
+    return varlen_attn(q, k, v, *bounds, scale=scale, window_size=window, **grouped, **more)
+
+
+def _attend_with_sums(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, queries: Bounds, keys: Bounds, scale: float, window: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention, and its log-sum-exp of shape (heads, T). Raises ValueError where torch gives it another shape."""
+    from torch.nn.attention.varlen import AuxRequest
+
+    out, sums = _attend(q, k, v, queries, keys, scale, window, return_aux=AuxRequest(lse=True))
+    if sums.shape != (q.shape[1], q.shape[0]):
+        raise ValueError(f"its log-sum-exp is of shape {tuple(sums.shape)}, not (heads, T)")
+    return out, sums
