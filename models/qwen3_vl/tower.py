@@ -131,7 +131,9 @@ class VisionTower:
         attend = self._kernel.whole([len(table.places) for table in tables], send.send)
 
         hidden = self._embed(pixels)
-        hidden = hidden + (visual.pos_embed(taps) * weights.unsqueeze(-1)).sum(1).to(hidden.dtype)
+        # Tap by tap: all at once, they would be the largest thing in memory.
+        positions = sum(visual.pos_embed(taps[:, tap]) * weights[:, tap, None] for tap in range(taps.shape[1]))
+        hidden = hidden + positions.to(hidden.dtype)
         cos, sin = self._rotation(places)
         deepstack: list[torch.Tensor] = []
         mergers = dict(zip(visual.config.deepstack_visual_indexes, visual.deepstack_merger_list, strict=True))
