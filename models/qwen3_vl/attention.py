@@ -8,9 +8,8 @@ sequences of like length are padded into groups, for the attention alone, and ea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +22,7 @@ GROUP_RATIO = 1.25
 GROUP_SLACK = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """One sequence of a packed row: its own tokens, and how many of which prefix it stands on (index -1: none)."""
 
     length: int

@@ -36,14 +36,16 @@ class PackedRow:
         used = list({prefix.key: prefix for prefix in prefixes if prefix}.values())
         places = {prefix.key: place for place, prefix in enumerate(used)}
         place_of = [places[prefix.key] if prefix else -1 for prefix in prefixes]
-        skips = [prefix.length if prefix else 0 for prefix in prefixes]
-        order = sorted(range(len(batch)), key=lambda i: (place_of[i], batch[i].num_tokens))
+        skip_of = [prefix.length if prefix else 0 for prefix in prefixes]
+        order: list[int] = np.lexsort(([item.num_tokens for item in batch], place_of)).tolist()
+        skips = [skip_of[i] for i in order]
+        lengths = [batch[i].num_tokens - skip for i, skip in zip(order, skips, strict=True)]
         return cls(
             order=order,
-            spans=[Span(batch[i].num_tokens - skips[i], place_of[i], skips[i]) for i in order],
+            spans=[Span(length, place_of[i], skip) for i, length, skip in zip(order, lengths, skips, strict=True)],
             prefixes=used,
-            token_ids=np.concatenate([batch[i].token_ids[skips[i] :] for i in order]),
-            positions=np.concatenate([_positions(batch[i])[:, skips[i] :] for i in order], axis=1),
+            token_ids=np.concatenate([batch[i].token_ids[skip:] for i, skip in zip(order, skips, strict=True)]),
+            positions=_positions([batch[i] for i in order], np.array(lengths), np.array(skips)),
             images=[image for i in order for image in batch[i].images],
         )
 
@@ -53,8 +55,14 @@ class PackedRow:
         return np.cumsum([span.length for span in self.spans], dtype=np.int64) - 1
 
 
-def _positions(item: PreparedInput) -> npt.NDArray[np.int64]:
-    """(3, num_tokens)."""
-    if item.positions is not None:
-        return item.positions
-    return np.broadcast_to(np.arange(item.num_tokens), (3, item.num_tokens))
+def _positions(
+    batch: Sequence[PreparedInput], lengths: npt.NDArray[np.int64], skips: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Of all tokens but each input's first `skips`: (3, T). Counted for the whole row at once, since most inputs are text."""
+    ends = np.cumsum(lengths)
+    counted = np.arange(ends[-1]) - np.repeat(ends - lengths - skips, lengths)
+    positions = np.repeat(counted[None], 3, axis=0)
+    for item, end, length, skip in zip(batch, ends, lengths, skips, strict=True):
+        if item.positions is not None:
+            positions[:, end - length : end] = item.positions[:, skip:]
+    return positions
