@@ -111,7 +111,7 @@ class Tally:
 
 
 class Connection:
-    """One connection, opened anew after a refusal, which may close it."""
+    """One connection, opened anew after a refusal, which may close it. Raises LoadFailed where it breaks."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -119,7 +119,10 @@ class Connection:
         self._reader: asyncio.StreamReader | None = None
 
     async def open(self) -> None:
-        self._reader, self._writer = await asyncio.open_connection(self._server.host, self._server.port, limit=1 << 20)
+        try:
+            self._reader, self._writer = await asyncio.open_connection(self._server.host, self._server.port, limit=1 << 20)
+        except OSError as error:
+            raise LoadFailed(f"the server cannot be reached: {error}") from None
 
     def close(self) -> None:
         if self._writer:
@@ -131,10 +134,13 @@ class Connection:
         if not self._writer:
             await self.open()
         assert self._reader and self._writer
-        self._writer.write(request)
-        head = await self._reader.readuntil(b"\r\n\r\n")
-        status, length = int(head[9:12]), _CONTENT_LENGTH.search(head)
-        body = await self._reader.readexactly(int(length[1]) if length else 0)
+        try:
+            self._writer.write(request)
+            head = await self._reader.readuntil(b"\r\n\r\n")
+            status, length = int(head[9:12]), _CONTENT_LENGTH.search(head)
+            body = await self._reader.readexactly(int(length[1]) if length else 0)
+        except (OSError, EOFError) as error:
+            raise LoadFailed(f"the server is gone: {error!r}") from None
         if status != 200:
             self.close()
         return status, body
@@ -162,10 +168,8 @@ async def load(
             tally.busy = (time.process_time() - spent) / (time.perf_counter() - started)
             for task in tasks:
                 task.cancel()
-    except* LoadFailed as group_of_one:
-        raise group_of_one.exceptions[0] from None
-    except* (OSError, EOFError) as broken:
-        raise LoadFailed(f"the server is gone: {broken.exceptions[0]!r}") from None
+    except* LoadFailed as failures:
+        raise failures.exceptions[0] from None
     finally:
         for connection in connections:
             connection.close()
