@@ -42,7 +42,11 @@ def printed(tiny: Path) -> list[str]:
     """What a short run prints, as a person starts it."""
     command = [sys.executable, "-m", "tests.load.bench", "--checkpoint", str(tiny), "--device", "cpu"]
     run = subprocess.run(
-        [*command, "--seconds", "0.2", "--workloads", "16,images"], cwd=ROOT, capture_output=True, text=True, timeout=110
+        [*command, "--rounds", "2", "--seconds", "0.2", "--workloads", "16,images"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
     )
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()
@@ -85,7 +89,7 @@ def test_every_figure_is_one(result: dict[str, Any]) -> None:
     found = list(figures(result))
     assert len(found) > 150
     # A core may be number 0, a run too short to differ, and one text faster through the service by chance.
-    free = ("spread", "overhead_ms", "overhead_rounds", "cores", "image_side", "goals", "busy", "generator_share")
+    free = ("core_share", "spread", "overhead_ms", "overhead_rounds", "cores", "image_side", "goals", "busy", "generator_share")
     for place, value in found:
         assert math.isfinite(value), place
         assert value > 0 or any(word in place for word in free), place
@@ -111,6 +115,12 @@ def test_service_and_engines_read_the_same(result: dict[str, Any]) -> None:
         assert tokens == pytest.approx(289 if name == "images" else 47, abs=1)
         for line in (*workload["engines"].values(), *workload["service"].values()):
             assert line["tokens_per_s"] / line["vectors_per_s"] == pytest.approx(tokens, rel=0.02)
+
+
+def test_one_core_is_what_they_have(result: dict[str, Any]) -> None:
+    if result["cores"]["model"] != result["cores"]["load"]:
+        assert all(line["core_share"] < 1.1 for line in rows(result))
+    assert max(line["core_share"] for line in rows(result)) > 0.3
 
 
 def test_percentiles_are_in_order(result: dict[str, Any]) -> None:
@@ -156,7 +166,7 @@ class StillEngines:
         return {"tokens": [20], "prefix_tokens": 4}
 
     def turn(self, engine: str, seconds: float) -> Work:
-        return Work(vectors=1000, tokens=20_000, seconds=1.0, model_seconds=0.5)
+        return Work(vectors=1000, tokens=20_000, seconds=1.0, model_seconds=0.5, cpu_seconds=0.9)
 
     def one_by_one(self, seconds: float) -> dict[str, float]:
         return {"median_s": 0.001, "count": 3}
@@ -173,7 +183,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> list[str]:
     monkeypatch.setattr(bench, "in_process", engines)
     monkeypatch.setattr(service, "MODULE", "tests.fakes")
     monkeypatch.setattr(service, "SETTLE_S", 0.0)
-    return ["--checkpoint", str(tiny), "--device", "cpu", "--workloads", "16", "--seconds", "0.2"]
+    return ["--checkpoint", str(tiny), "--device", "cpu", "--workloads", "16", "--seconds", "0.2", "--rounds", "1"]
 
 
 def test_a_run_that_goes_well_is_a_success(quick: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -301,8 +311,8 @@ def test_a_load_that_takes_too_long_is_halved(wanted: Load, most: float, got: Lo
 
 
 def test_windows_shrink_with_the_time_that_is_left() -> None:
-    assert seconds_that_fit(540, 6, "cuda") < seconds_that_fit(540, 3, "cuda")
-    assert seconds_that_fit(0, 6, "cpu") == pytest.approx(0.2)
+    assert seconds_that_fit(540, 6, "cuda", 3) < seconds_that_fit(540, 3, "cuda", 3) < seconds_that_fit(540, 3, "cuda", 2)
+    assert seconds_that_fit(0, 6, "cpu", 3) == pytest.approx(0.2)
 
 
 def test_the_fastest_round_counts_and_the_others_are_told() -> None:

@@ -80,6 +80,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="as the service's DTYPE, for all engines")
     parser.add_argument("--workloads", type=workload_list, default=WORKLOADS, help="numbers of content tokens, mixed, images")
     parser.add_argument("--seconds", type=float, default=10.0, help="for a service window, at most (default: %(default)s)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=ROUNDS,
+        choices=range(1, 10),
+        metavar="N",
+        help="of engines and service in turn (default: %(default)s)",
+    )
     parser.add_argument("--budget-s", type=float, help="for everything: windows are shortened to fit in")
     parser.add_argument("--json", type=Path, help="write the JSON line to a file too")
     options = parser.parse_args(arguments)
@@ -123,14 +131,14 @@ def run(options: argparse.Namespace, started: float) -> dict[str, Any]:
         if not on_cpu:
             engines.wait()
         running.wait()
-        bench = Bench(engines, running, path, options.device)
+        bench = Bench(engines, running, path, options.device, options.rounds)
         result = {
             "checkpoint": path.name,
             **engines.ready,
             "nominal_tflops": nominal_tflops(engines.ready["device"]),
             "cores": {"model": cores.model, "load": cores.load} if cores else None,
             "served": bench.served,
-            "rounds": ROUNDS[bench.kind],
+            "rounds": bench.rounds,
             "workloads": measure_all(bench, options, started),
         }
         result["interactive"] = bench.interactive(bench.seconds * 4)
@@ -145,7 +153,9 @@ def measure_all(bench: Bench, options: argparse.Namespace, started: float) -> di
     found: dict[str, Any] = {}
     for done, name in enumerate(options.workloads):
         left = options.budget_s - (time.monotonic() - started)
-        bench.seconds = min(options.seconds, seconds_that_fit(left, len(options.workloads) - done, options.device))
+        bench.seconds = min(
+            options.seconds, seconds_that_fit(left, len(options.workloads) - done, options.device, options.rounds)
+        )
         print(f"{time.monotonic() - started:5.0f} s: {name}, windows of {bench.seconds:.1f} s", file=sys.stderr, flush=True)
         found[name] = bench.workload(name)
     return found

@@ -42,12 +42,14 @@ def engines_on(device: str) -> tuple[Engine, ...]:
 
 @dataclass(slots=True)
 class Work:
-    """What an engine has done. `model_seconds` is the share of `seconds` in the model, and not in tokenising or decoding."""
+    """What an engine has done. Of its `seconds`, `model_seconds` were in the model, and not in tokenising or decoding;
+    `cpu_seconds` are those of the process on all cores."""
 
     vectors: int = 0
     tokens: int = 0
     seconds: float = 0.0
     model_seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 class Stock:

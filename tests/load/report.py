@@ -10,7 +10,7 @@ GENERATOR_BOUND = 0.9
 
 HEAD = (
     f"{'':<29}{'vectors/s':>11}{'tokens/s':>11}{'p50 ms':>10}{'p99 ms':>10}{'/ stock':>9}{'/ served':>9}"
-    f"{'spread':>8}{'model':>7}{'limit':>7}"
+    f"{'spread':>8}{'model':>7}{'core':>7}{'limit':>7}"
 )
 
 
@@ -59,7 +59,8 @@ def _row(label: str, row: dict[str, Any]) -> str:
     share = row.get("limit_share_nominal", row["limit_share_measured"])
     return (
         f"  {label:<27}{row['vectors_per_s']:>11,.1f}{row['tokens_per_s']:>11,.0f}{times}{row['to_stock']:>9.2f}"
-        f"{row['to_served']:>9.2f}{row['spread']:>8.0%}{row['model_share']:>7.0%}{share:>7.0%}{mark}"
+        f"{row['to_served']:>9.2f}{row['spread']:>8.0%}{row['model_share']:>7.0%}"
+        f"{row['core_share']:>7.0%}{share:>7.0%}{mark}"
     )
 
 
@@ -88,7 +89,8 @@ def _legend(result: dict[str, Any]) -> Iterator[str]:
     yield f"/ stock, / served: tokens/s, to the stock forward and to {result['served']} in-process, measured in this run"
     yield f"each figure is of the fastest of {result['rounds']} rounds; spread: how much slower the slowest was"
     yield "model: the share of the time in the forward pass; the rest is tokenising, decoding, HTTP, and waiting for callers"
+    yield "core: the processor time of engine or service, of one core; saturated on one and under 100 %, others had the rest"
     yield f"limit: the share of the physical limit, all operations of an input at {base}"
     yield "JPEGs are decoded in-process too; base64, JSON and HTTP are the service's alone"
-    yield "(for AxB): A callers with B inputs would not have had two turns in a window"
+    yield "(for AxB): a reply for each of A callers with B inputs would take too much of a window"
     yield "*: those who made the load were themselves busy; the service may do more"

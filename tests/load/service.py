@@ -61,6 +61,15 @@ class Service:
         text = self._get("/metrics").decode()
         return {name: float(value) for name, value in re.findall(r"(?m)^(\w+) (\S+)$", text)}
 
+    def cpu_seconds(self) -> float:
+        """What the process has had of all cores so far. Raises ChildFailed."""
+        try:
+            fields = Path(f"/proc/{self._popen.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            raise ChildFailed(f"the service is gone\n{self._last_words()}") from None
+        # utime and stime: the 14th and 15th field, of which the first two are cut off.
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def settle(self) -> None:
         """Wait until it has nothing to do. Raises ChildFailed."""
         until = time.monotonic() + START_S
