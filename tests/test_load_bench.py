@@ -218,7 +218,7 @@ def test_a_child_that_ends_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_a_server_that_dies_under_load_is_a_failure() -> None:
-    with process(FAKE_LATENCY_S="0.05") as running:
+    with process(FAKE_SECONDS_PER_BATCH="0.05") as running:
         running.until_status("ok")
         server = Server(running.port(), "sk-test")
 
@@ -275,24 +275,45 @@ def test_a_child_has_the_core_that_it_was_started_on() -> None:
 
 
 def test_a_window_is_of_whole_clumps() -> None:
-    """Batches of ten, one a second: whenever the clock is looked at, ten a second."""
-    for since in (0.5, 1.2, 1.9):
-        for last in (3, 4, 5):
-            tally = Tally(since, replies=[Reply(float(at), 1.0, 1, 7) for at in range(1, last + 1) for _ in range(10)])
-            if since < 1:
-                tally.since = 1.0
-            assert tally.window().vectors_per_s == pytest.approx(10)
-            assert tally.window().tokens_per_s == pytest.approx(70)
+    """Ten callers answered at once, every second: whenever the clock is looked at, ten a second."""
+    replies = [Reply(caller, at - 1, at, 1, 7) for at in range(1, 9) for caller in range(10)]
+    for since, until in ((1.0, 5.0), (1.3, 1.6), (1.9, 4.1), (2.5, 6.25)):
+        window = Tally(since, until, replies=replies).window()
+        assert window.vectors_per_s == pytest.approx(10)
+        assert window.tokens_per_s == pytest.approx(70)
+
+
+def test_a_clump_that_is_spread_is_no_more_than_it_is() -> None:
+    """Wherever the window begins, within the spread of a clump or not."""
+    replies = [Reply(caller, at + caller / 50 - 1, at + caller / 50, 1, 1) for at in range(1, 9) for caller in range(10)]
+    for since in (2.0, 2.05, 2.11, 2.5):
+        assert Tally(since, since + 3.3, replies=replies).window().vectors_per_s == pytest.approx(10)
 
 
 def test_a_window_without_replies_is_none() -> None:
     with pytest.raises(LoadFailed, match="no reply was counted"):
-        Tally(since=2.0, replies=[Reply(1.0, 1.0, 1, 1)]).window()
+        Tally(2.0, 3.0, replies=[Reply(0, 0.0, 1.0, 1, 1)]).window()
 
 
 def test_percentiles_are_of_the_replies_that_count() -> None:
-    window = Tally(since=0.0, replies=[Reply(at, at / 1000, 1, 1) for at in range(-50, 101)]).window()
-    assert (window.percentile_ms(0.5), window.percentile_ms(0.99)) == (51, 100)
+    window = Tally(0.0, 1000.0, replies=[Reply(0, at - at / 1000, at, 1, 1) for at in range(-50, 101)]).window()
+    assert window.percentile_ms(0.5) == pytest.approx(51)
+    assert window.percentile_ms(0.99) == pytest.approx(100)
+
+
+def test_a_load_lasts_until_all_that_the_window_saw_is_answered() -> None:
+    with process(FAKE_SECONDS_PER_BATCH="0.05") as running:
+        running.until_status("ok")
+        server = Server(running.port(), "sk-test")
+        callers = [itertools.cycle([server.request([f"{number} {place}"]) for place in range(2)]) for number in range(3)]
+        tally = asyncio.run(load(server, callers, seconds=0.3, ramp=0.1))
+    assert tally.answered() == 3
+    assert tally.statuses == {200: len(tally.replies)}
+    window = tally.window()
+    assert window.until - window.since == pytest.approx(0.3)
+    assert {reply.vectors for reply in window.replies} == {1}
+    by_hand = 3 / (window.percentile_ms(0.5) / 1000)
+    assert window.vectors_per_s == pytest.approx(by_hand, rel=0.3)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,9 @@ import orjson
 from tests.load.workloads import VOCABULARY
 
 _CONTENT_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
-# Beyond it a window that gathers no replies is given up.
+# Beyond it what was under way at the end of a window is given up.
 PATIENCE_S = 120.0
+ANSWERED_POLL_S = 0.02
 
 
 class LoadFailed(RuntimeError):
@@ -56,58 +57,64 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A good one: when it was there, on the clock of time.perf_counter, and what it took."""
+    """A good one, to which caller, and from when to when it was waited for, on the clock of time.perf_counter."""
 
+    caller: int
+    asked_at: float
     at: float
-    seconds: float
     vectors: int
     tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The replies of a steady load between two of them."""
+    """A span of a steady load, and every request that was under way in it.
 
-    seconds: float
+    Replies come in clumps, a batch or a whole turn of the callers at a time, and how many fall between two moments is chance: a
+    clump more or less. So a reply counts evenly over the time that it was waited for, and here with the part of it in the window.
+    """
+
+    since: float
+    until: float
     replies: Sequence[Reply]
 
     @property
     def vectors_per_s(self) -> float:
-        return sum(reply.vectors for reply in self.replies) / self.seconds
+        return sum(reply.vectors * self._part(reply) for reply in self.replies) / (self.until - self.since)
 
     @property
     def tokens_per_s(self) -> float:
-        return sum(reply.tokens for reply in self.replies) / self.seconds
+        return sum(reply.tokens * self._part(reply) for reply in self.replies) / (self.until - self.since)
 
     def percentile_ms(self, share: float) -> float:
-        ordered = sorted(reply.seconds for reply in self.replies)
+        ordered = sorted(reply.at - reply.asked_at for reply in self.replies)
         return ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000
+
+    def _part(self, reply: Reply) -> float:
+        return (min(self.until, reply.at) - max(self.since, reply.asked_at)) / (reply.at - reply.asked_at)
 
 
 @dataclass
 class Tally:
-    """What came back. `since` is when counting began; `busy` is the share of one core that the load took to make."""
+    """What came back. Counted is what was under way between `since` and `until`; `busy` is the share of one core that the load
+    took to make."""
 
-    since: float = math.inf
+    since: float = -math.inf
+    until: float = math.inf
     statuses: collections.Counter[int] = field(default_factory=collections.Counter)
     replies: list[Reply] = field(default_factory=list)
     busy: float = 0.0
 
-    def counted(self) -> int:
-        """Replies since counting began."""
-        return sum(reply.at > self.since for reply in self.replies)
+    def answered(self) -> int:
+        """Callers whose request under way at the end of the window has its reply."""
+        return len({reply.caller for reply in self.replies if reply.at > self.until})
 
     def window(self) -> Window:
-        """From the last reply before counting began to the last of all. Raises LoadFailed where none was counted.
-
-        Replies come in clumps, a batch at a time. Between two replies there are whole clumps; between two moments of the clock
-        there would be up to one too few or too many.
-        """
-        start = max((reply.at for reply in self.replies if reply.at <= self.since), default=self.since)
-        counted = [reply for reply in self.replies if reply.at > start]
+        """Raises LoadFailed where nothing was counted."""
+        counted = [reply for reply in self.replies if reply.at > self.since and reply.asked_at < self.until]
         if not counted:
             raise LoadFailed(f"no reply was counted; statuses {dict(self.statuses)}")
-        return Window(max(reply.at for reply in counted) - start, counted)
+        return Window(self.since, self.until, counted)
 
 
 class Connection:
@@ -147,12 +154,12 @@ class Connection:
 
 
 async def load(
-    server: Server, callers: Sequence[Iterable[bytes]], *, seconds: float, ramp: float = 0.0, least: int = 1, strict: bool = True
+    server: Server, callers: Sequence[Iterable[bytes]], *, seconds: float, ramp: float = 0.0, strict: bool = True
 ) -> Tally:
     """A caller for each of `callers`, the requests that it sends one after the other.
 
-    After `ramp` seconds of it replies are counted, for `seconds` and until there are `least`; then what is under way is cut off.
-    Where it is `strict`, a reply that is no 200 raises LoadFailed.
+    After `ramp` seconds of it comes the window, of `seconds`. The load goes on until all that was under way at its end is
+    answered, and the rest is cut off. Where it is `strict`, a reply that is no 200 raises LoadFailed; else its caller goes on.
     """
     tally = Tally()
     connections = [Connection(server) for _ in callers]
@@ -160,11 +167,12 @@ async def load(
         await asyncio.gather(*(connection.open() for connection in connections))
         started, spent = time.perf_counter(), time.process_time()
         async with asyncio.TaskGroup() as group:
-            pairs = zip(connections, callers, strict=True)
-            tasks = [group.create_task(_call(connection, requests, tally, strict)) for connection, requests in pairs]
-            await asyncio.sleep(ramp)
-            tally.since = time.perf_counter()
-            await _gather(tally, seconds, least)
+            numbered = enumerate(zip(connections, callers, strict=True))
+            tasks = [group.create_task(_call(number, *pair, tally, strict)) for number, pair in numbered]
+            tally.since = time.perf_counter() + ramp
+            tally.until = tally.since + seconds
+            await asyncio.sleep(ramp + seconds)
+            await _all_answered(tally, len(callers) if strict else 0)
             tally.busy = (time.process_time() - spent) / (time.perf_counter() - started)
             for task in tasks:
                 task.cancel()
@@ -176,7 +184,7 @@ async def load(
     return tally
 
 
-async def _call(connection: Connection, requests: Iterable[bytes], tally: Tally, strict: bool) -> None:
+async def _call(number: int, connection: Connection, requests: Iterable[bytes], tally: Tally, strict: bool) -> None:
     """One caller, until it is cancelled or has no more requests."""
     for request in requests:
         started = time.perf_counter()
@@ -185,19 +193,18 @@ async def _call(connection: Connection, requests: Iterable[bytes], tally: Tally,
         tally.statuses[status] += 1
         if status == 200:
             tokens = orjson.loads(body[body.rindex(b'"usage":') + 8 : -1])["total_tokens"]
-            tally.replies.append(Reply(ended, ended - started, body.count(b'"index":'), tokens))
+            tally.replies.append(Reply(number, started, ended, body.count(b'"index":'), tokens))
         elif strict:
             raise LoadFailed(f"the server replied with {status}: {body[:300].decode(errors='replace')}")
 
 
-async def _gather(tally: Tally, seconds: float, least: int) -> None:
-    """Wait for `seconds`, and on until `least` replies are counted. Raises LoadFailed where they never come."""
-    patience = time.perf_counter() + seconds + PATIENCE_S
-    await asyncio.sleep(seconds)
-    while tally.counted() < least:
+async def _all_answered(tally: Tally, callers: int) -> None:
+    """Wait until so many callers have the reply that the end of the window found them waiting for. Raises LoadFailed."""
+    patience = time.perf_counter() + PATIENCE_S
+    while (answered := tally.answered()) < callers:
         if time.perf_counter() > patience:
-            raise LoadFailed(f"{tally.counted()} replies of {least} within {seconds + PATIENCE_S:.0f} s")
-        await asyncio.sleep(seconds / 10)
+            raise LoadFailed(f"{callers - answered} of {callers} callers have no reply within {PATIENCE_S:.0f} s")
+        await asyncio.sleep(ANSWERED_POLL_S)
 
 
 def draw_text(rng: random.Random, fewest: int, most: int) -> str:
@@ -226,7 +233,7 @@ def main() -> None:
     options = parser.parse_args()
     server = Server(options.port, options.key, options.host)
     callers = [drawn_requests(server, seed, options) for seed in range(options.callers)]
-    tally = asyncio.run(load(server, callers, seconds=options.seconds, ramp=options.seconds / 10, strict=False, least=0))
+    tally = asyncio.run(load(server, callers, seconds=options.seconds, ramp=options.seconds / 10, strict=False))
     rates = "no vectors"
     if tally.replies:
         window = tally.window()

@@ -27,7 +27,7 @@ ROUNDS = 3
 # Of the seconds of a service window. LOAD_TURN is the longest that all callers of a load may take for a reply each.
 TURN = 0.5
 ONE_BY_ONE = 0.25
-LOAD_TURN = 0.75
+LOAD_TURN = 0.5
 RAMP = 0.25
 INTERACTIVE = 4.0
 # Drawing inputs, the passes that warm up, and waiting for an idle service; for a workload.
@@ -37,8 +37,6 @@ SHORTEST_S = 0.2
 BULK_INPUTS = 2000
 BULK_WORKLOAD = "16"
 INTERACTIVE_CALLERS = 4
-# For a 99th percentile that is not the longest.
-INTERACTIVE_REPLIES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ LOADS = (Load(1, 1), Load(8, 1), Load(64, 1), Load(256, 1), Load(8, 32))
 
 def seconds_that_fit(left: float, count: int, device: str, rounds: int) -> float:
     """Of a service window, so that `count` more workloads and the interactive callers are done in `left` seconds."""
-    windows = len(LOADS) * (1 + max(RAMP, LOAD_TURN))
+    windows = len(LOADS) * (1 + max(RAMP, LOAD_TURN) + LOAD_TURN)
     in_rounds = rounds * (len(engines_on(device)) * TURN + ONE_BY_ONE + windows)
     return max(SHORTEST_S, (left - count * OVERHEAD_S) / (count * in_rounds + INTERACTIVE))
 
@@ -127,10 +125,8 @@ class Bench:
 
         async def both() -> Tally:
             async with asyncio.TaskGroup() as group:
-                other = group.create_task(callers.load(server, [cycle(bulk)], seconds=float("inf"), least=0))
-                tally = await callers.load(
-                    server, [cycle(pool) for pool in pools], seconds=seconds, ramp=seconds / 10, least=INTERACTIVE_REPLIES
-                )
+                other = group.create_task(callers.load(server, [cycle(bulk)], seconds=float("inf")))
+                tally = await callers.load(server, [cycle(pool) for pool in pools], seconds=seconds, ramp=seconds / 10)
                 other.cancel()
             return tally
 
@@ -166,7 +162,7 @@ class Bench:
         ramp = max(self.seconds * RAMP, load.total / rate)
         before, started, spent = self._service.metrics(), time.perf_counter(), self._service.cpu_seconds()
         requests = [cycle(pool) for pool in pools]
-        tally = asyncio.run(callers.load(self._service.server, requests, seconds=self.seconds, ramp=ramp, least=load.callers))
+        tally = asyncio.run(callers.load(self._service.server, requests, seconds=self.seconds, ramp=ramp))
         elapsed, spent = time.perf_counter() - started, self._service.cpu_seconds() - spent
         batches = batches_between(before, self._service.metrics())
         self._service.settle()
