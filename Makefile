@@ -1,4 +1,4 @@
-# make demo | test | run | lint.   make demo ONCE=1 ends after its table; PORT=... moves it.
+# make demo | test | run | lint | bench.   make demo ONCE=1 ends after its table; PORT=... moves it.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -8,11 +8,14 @@ DEMO_CHECKPOINT ?= models/demo-checkpoint
 # More arguments for pip, such as an index of its own for torch's CPU build.
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+# For make bench: sizes of models/demo.py (2b; by default the device decides), and more of its options.
+SHAPE ?=
+BENCH_ARGS ?=
 CODE := app scheduler models tests
 # RUF001 to RUF003 frown on text in many scripts, which is what the tests are about.
 RUFF_RULES := --line-length 130 --select E,F,I,B,UP,SIM,RUF --ignore RUF001,RUF002,RUF003
 
-.PHONY: demo test run lint format clean
+.PHONY: demo test run lint format bench clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -47,5 +50,9 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff check $(RUFF_RULES) --fix $(CODE)
 	$(BIN)/ruff format --line-length 130 $(CODE)
 
+# The forward pass and the service under load, side by side on this machine.
+bench: $(VENV)/.installed
+	@$(BIN)/python -m tests.load.bench $(if $(SHAPE),--shape $(SHAPE)) $(BENCH_ARGS)
+
 clean:
-	rm -rf $(VENV) build *.egg-info $(DEMO_CHECKPOINT)
+	rm -rf $(VENV) build *.egg-info $(DEMO_CHECKPOINT) models/bench-*

@@ -257,9 +257,13 @@ def _save_model(folder: Path, tokenizer: Any, shape: DemoShape, seed: int) -> No
     import torch
     from transformers import Qwen3VLForConditionalGeneration
 
+    # Every parameter is drawn below: transformers' own drawing would take the most part of a large shape's time.
+    with torch.device("meta"):
+        model = Qwen3VLForConditionalGeneration._from_config(_config(tokenizer, shape), dtype=getattr(torch, shape.dtype))
+    model = model.to_empty(device="cpu")
+    model.tie_weights()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration._from_config(_config(tokenizer, shape), dtype=getattr(torch, shape.dtype))
         for name, parameter in model.named_parameters():
             _scatter(name, parameter)
     model.save_pretrained(folder)

@@ -1,7 +1,7 @@
 """The official embedder's procedure, said again by stock transformers and qwen_vl_utils alone.
 
-It shares no code with models/, so that what holds for both is no accident. One input at a time, in float32, on the CPU, and
-without its length limit.
+It shares no code with models/, so that what holds for both is no accident. One input at a time, in float32 unless told
+otherwise, on the CPU, and without its length limit.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Rows = npt.NDArray[np.float32]
 class Oracle:
     """A checkpoint as its publishers run it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         self.processor: Any = AutoProcessor.from_pretrained(path, local_files_only=True)
-        self.model: Any = Qwen3VLModel.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
+        self.model: Any = Qwen3VLModel.from_pretrained(path, dtype=dtype, local_files_only=True).eval()
 
     def conversation(self, parts: Sequence[Part], instruction: str | None = None) -> list[dict[str, Any]]:
         instruction = (instruction or "").strip()

@@ -1,9 +1,11 @@
 """A load of N callers, each with one request under way at a time, against a running server on the loopback.
 
-    python -m tests.load.callers --key KEY [--callers 64] [--inputs 1] [--words 8 200] [--seconds 10]
+    python -m tests.load.callers --port PORT --key KEY [--callers 64] [--inputs 1] [--words 8 200] [--seconds 10]
 
 Texts are drawn with a fixed seed, their lengths log-uniform between the two numbers of words. Prints one line: vectors/s,
-tokens/s, p50 and p99 in milliseconds, and the counts of replies by status.
+tokens/s, p50 and p99 in milliseconds, and the counts of replies by status. As a library: `load`, with requests made beforehand.
+
+A client of bare streams: one that does more would take the time that it measures.
 """
 
 from __future__ import annotations
@@ -12,32 +14,197 @@ import argparse
 import asyncio
 import collections
 import ipaddress
+import itertools
 import math
 import random
+import re
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
-import aiohttp
 import orjson
 
 from tests.load.workloads import VOCABULARY
 
+_CONTENT_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
+# Beyond it what was under way at the end of a window is given up.
+PATIENCE_S = 120.0
+ANSWERED_POLL_S = 0.02
+
+
+class LoadFailed(RuntimeError):
+    """A reply that is no 200, or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where requests go, and the key that opens it. Raises ValueError for any host but this one."""
+
+    port: int
+    key: str = field(repr=False)
+    host: str = "127.0.0.1"
+
+    def __post_init__(self) -> None:
+        if not ipaddress.ip_address(self.host).is_loopback:
+            raise ValueError("only a loopback address is ever loaded")
+
+    def request(self, inputs: Sequence[str], encoding: str = "base64") -> bytes:
+        """The bytes of a request for the vectors of `inputs`."""
+        body = orjson.dumps({"input": inputs, "encoding_format": encoding})
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nAuthorization: Bearer {self.key}\r\n"
+        return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A good one, to which caller, and from when to when it was waited for, on the clock of time.perf_counter."""
+
+    caller: int
+    asked_at: float
+    at: float
+    vectors: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A span of a steady load, and every request that was under way in it.
+
+    Replies come in clumps, a batch or a whole turn of the callers at a time, and how many fall between two moments is chance: a
+    clump more or less. So a reply counts evenly over the time that it was waited for, and here with the part of it in the window.
+    """
+
+    since: float
+    until: float
+    replies: Sequence[Reply]
+
+    @property
+    def vectors_per_s(self) -> float:
+        return sum(reply.vectors * self._part(reply) for reply in self.replies) / (self.until - self.since)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return sum(reply.tokens * self._part(reply) for reply in self.replies) / (self.until - self.since)
+
+    def percentile_ms(self, share: float) -> float:
+        ordered = sorted(reply.at - reply.asked_at for reply in self.replies)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000
+
+    def _part(self, reply: Reply) -> float:
+        return (min(self.until, reply.at) - max(self.since, reply.asked_at)) / (reply.at - reply.asked_at)
+
 
 @dataclass
 class Tally:
-    """What came back."""
+    """What came back. Counted is what was under way between `since` and `until`; `busy` is the share of one core that the load
+    took to make."""
 
+    since: float = -math.inf
+    until: float = math.inf
     statuses: collections.Counter[int] = field(default_factory=collections.Counter)
-    seconds: list[float] = field(default_factory=list)
-    vectors: int = 0
-    tokens: int = 0
+    replies: list[Reply] = field(default_factory=list)
+    busy: float = 0.0
 
-    def line(self, elapsed: float) -> str:
-        ordered = sorted(self.seconds) or [math.nan]
-        p50, p99 = (ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000 for share in (0.5, 0.99))
-        rates = f"{self.vectors / elapsed:.0f} vectors/s, {self.tokens / elapsed:.0f} tokens/s"
-        return f"{rates}, p50 {p50:.1f} ms, p99 {p99:.1f} ms, statuses {dict(self.statuses)}"
+    def answered(self) -> int:
+        """Callers whose request under way at the end of the window has its reply."""
+        return len({reply.caller for reply in self.replies if reply.at > self.until})
+
+    def window(self) -> Window:
+        """Raises LoadFailed where nothing was counted."""
+        counted = [reply for reply in self.replies if reply.at > self.since and reply.asked_at < self.until]
+        if not counted:
+            raise LoadFailed(f"no reply was counted; statuses {dict(self.statuses)}")
+        return Window(self.since, self.until, counted)
+
+
+class Connection:
+    """One connection, opened anew after a refusal, which may close it. Raises LoadFailed where it breaks."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._writer: asyncio.StreamWriter | None = None
+        self._reader: asyncio.StreamReader | None = None
+
+    async def open(self) -> None:
+        try:
+            self._reader, self._writer = await asyncio.open_connection(self._server.host, self._server.port, limit=1 << 20)
+        except OSError as error:
+            raise LoadFailed(f"the server cannot be reached: {error}") from None
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.transport.abort()
+        self._reader = self._writer = None
+
+    async def post(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body of the reply."""
+        if not self._writer:
+            await self.open()
+        assert self._reader and self._writer
+        try:
+            self._writer.write(request)
+            head = await self._reader.readuntil(b"\r\n\r\n")
+            status, length = int(head[9:12]), _CONTENT_LENGTH.search(head)
+            body = await self._reader.readexactly(int(length[1]) if length else 0)
+        except (OSError, EOFError) as error:
+            raise LoadFailed(f"the server is gone: {error!r}") from None
+        if status != 200:
+            self.close()
+        return status, body
+
+
+async def load(
+    server: Server, callers: Sequence[Iterable[bytes]], *, seconds: float, ramp: float = 0.0, strict: bool = True
+) -> Tally:
+    """A caller for each of `callers`, the requests that it sends one after the other.
+
+    After `ramp` seconds of it comes the window, of `seconds`. The load goes on until all that was under way at its end is
+    answered, and the rest is cut off. Where it is `strict`, a reply that is no 200 raises LoadFailed; else its caller goes on.
+    """
+    tally = Tally()
+    connections = [Connection(server) for _ in callers]
+    try:
+        await asyncio.gather(*(connection.open() for connection in connections))
+        started, spent = time.perf_counter(), time.process_time()
+        async with asyncio.TaskGroup() as group:
+            numbered = enumerate(zip(connections, callers, strict=True))
+            tasks = [group.create_task(_call(number, *pair, tally, strict)) for number, pair in numbered]
+            tally.since = time.perf_counter() + ramp
+            tally.until = tally.since + seconds
+            await asyncio.sleep(ramp + seconds)
+            await _all_answered(tally, len(callers) if strict else 0)
+            tally.busy = (time.process_time() - spent) / (time.perf_counter() - started)
+            for task in tasks:
+                task.cancel()
+    except* LoadFailed as failures:
+        raise failures.exceptions[0] from None
+    finally:
+        for connection in connections:
+            connection.close()
+    return tally
+
+
+async def _call(number: int, connection: Connection, requests: Iterable[bytes], tally: Tally, strict: bool) -> None:
+    """One caller, until it is cancelled or has no more requests."""
+    for request in requests:
+        started = time.perf_counter()
+        status, body = await connection.post(request)
+        ended = time.perf_counter()
+        tally.statuses[status] += 1
+        if status == 200:
+            tokens = orjson.loads(body[body.rindex(b'"usage":') + 8 : -1])["total_tokens"]
+            tally.replies.append(Reply(number, started, ended, body.count(b'"index":'), tokens))
+        elif strict:
+            raise LoadFailed(f"the server replied with {status}: {body[:300].decode(errors='replace')}")
+
+
+async def _all_answered(tally: Tally, callers: int) -> None:
+    """Wait until so many callers have the reply that the end of the window found them waiting for. Raises LoadFailed."""
+    patience = time.perf_counter() + PATIENCE_S
+    while (answered := tally.answered()) < callers:
+        if time.perf_counter() > patience:
+            raise LoadFailed(f"{callers - answered} of {callers} callers have no reply within {PATIENCE_S:.0f} s")
+        await asyncio.sleep(ANSWERED_POLL_S)
 
 
 def draw_text(rng: random.Random, fewest: int, most: int) -> str:
@@ -46,48 +213,33 @@ def draw_text(rng: random.Random, fewest: int, most: int) -> str:
     return " ".join(rng.choices(VOCABULARY, k=count))
 
 
-async def call(
-    session: aiohttp.ClientSession, rng: random.Random, options: argparse.Namespace, tally: Tally, until: float
-) -> None:
-    """One caller."""
-    while time.perf_counter() < until:
-        texts = [draw_text(rng, *options.words) for _ in range(options.inputs)]
-        body = orjson.dumps({"input": texts, "encoding_format": options.encoding})
-        started = time.perf_counter()
-        async with session.post("/v1/embeddings", data=body) as reply:
-            answer = await reply.read()
-        tally.statuses[reply.status] += 1
-        if reply.status == 200:
-            tally.seconds.append(time.perf_counter() - started)
-            tally.vectors += options.inputs
-            tally.tokens += orjson.loads(answer[answer.rindex(b'"usage":') + 8 : -1])["total_tokens"]
-
-
-async def run(options: argparse.Namespace) -> Tally:
-    """All callers, for the time that is set; refuses to load any host but this one."""
-    if not ipaddress.ip_address(urlsplit(options.url).hostname or "").is_loopback:
-        raise SystemExit("only a loopback address is ever loaded")
-    tally = Tally()
-    headers = {"Authorization": f"Bearer {options.key}", "Content-Type": "application/json"}
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(options.url, headers=headers, connector=connector) as session:
-        started = time.perf_counter()
-        until = started + options.seconds
-        await asyncio.gather(*(call(session, random.Random(n), options, tally, until) for n in range(options.callers)))
-        print(f"{options.callers} callers x {options.inputs} inputs: {tally.line(time.perf_counter() - started)}")
-    return tally
+def drawn_requests(server: Server, seed: int, options: argparse.Namespace) -> Iterator[bytes]:
+    """Without end."""
+    rng = random.Random(seed)
+    for _ in itertools.count():
+        yield server.request([draw_text(rng, *options.words) for _ in range(options.inputs)], options.encoding)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:6008")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=6008)
     parser.add_argument("--key", required=True)
     parser.add_argument("--callers", type=int, default=64)
     parser.add_argument("--inputs", type=int, default=1)
     parser.add_argument("--words", type=int, nargs=2, default=(8, 200))
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--encoding", choices=("float", "base64"), default="float")
-    asyncio.run(run(parser.parse_args()))
+    options = parser.parse_args()
+    server = Server(options.port, options.key, options.host)
+    callers = [drawn_requests(server, seed, options) for seed in range(options.callers)]
+    tally = asyncio.run(load(server, callers, seconds=options.seconds, ramp=options.seconds / 10, strict=False))
+    rates = "no vectors"
+    if tally.replies:
+        window = tally.window()
+        rates = f"{window.vectors_per_s:.0f} vectors/s, {window.tokens_per_s:.0f} tokens/s"
+        rates += f", p50 {window.percentile_ms(0.5):.1f} ms, p99 {window.percentile_ms(0.99):.1f} ms"
+    print(f"{options.callers} callers x {options.inputs} inputs: {rates}, statuses {dict(tally.statuses)}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,6 @@
-"""The forward pass without a service, step by step, on one workload after the other; a JSON line for each.
+"""The engines in a process of their own, which runs what it is asked to and is idle between: one JSON line in, one out.
 
-    python -m tests.load.in_process CHECKPOINT [--device cpu] [--seconds 2] [--cores 0]
-
-Engines, tokenising included: `stock` is transformers' own processor and model in padded batches of 32 sorted by length, as the
-official embedder calls them; `reference` our preprocessing before the same padded forward; `packed` without padding; `prefix`
-with the instruction's keys and values computed once, which is what is served. Their turns are interleaved, and the fastest of
-each counts: others use the machine too.
+`InProcess` is the asking side, and imports no torch. The process measures the device's rate of matrix products first.
 """
 
 from __future__ import annotations
@@ -13,130 +8,180 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import Any
 
-if TYPE_CHECKING:
-    from PIL import Image
+from tests.load import children, workloads
+from tests.load.children import ChildFailed
+from tests.load.engines import Input, Ours, Work, engines_on, load_engines
 
-# Inputs of a turn, by device and workload: enough to sort by length and to pack, and a few seconds at most.
-TEXTS = {
-    "cpu": {"16": 96, "32": 96, "128": 32, "512": 8, "mixed": 64},
-    "cuda": dict.fromkeys(("16", "32", "128", "512", "mixed"), 2048),
+# Inputs of a pass, by device and workload: enough to sort by length and to pack, and a few seconds at most.
+INPUTS = {
+    "cpu": {"16": 96, "32": 96, "128": 32, "512": 8, "mixed": 64, "images": 4},
+    "cuda": {"16": 2048, "32": 2048, "128": 1024, "512": 512, "mixed": 1024, "images": 64},
 }
-IMAGES = {"cpu": 4, "cuda": 256}
+OTHER_INPUTS = {"cpu": 16, "cuda": 512}
+# Square matrices: large enough to keep the device busy, small enough for its memory.
+MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
+MATMUL_RUNS = 5
 
-Inputs = Sequence[Any]
+
+class InProcess:
+    """The process from outside."""
+
+    def __init__(self, popen: subprocess.Popen[str]) -> None:
+        self._popen = popen
+        self.ready: dict[str, Any] = {}
+
+    def wait(self) -> None:
+        """Until all engines are warmed up. `ready` then says what they run on. Raises ChildFailed."""
+        self.ready = self._hear()
+
+    def take(self, workload: str) -> dict[str, Any]:
+        """Draw the inputs of a workload, and let every engine run over them once; `tokens` of each and `prefix_tokens`."""
+        taken: dict[str, Any] = self._ask(do="take", workload=workload)
+        return taken
+
+    def turn(self, engine: str, seconds: float) -> Work:
+        """An engine's passes over the inputs for `seconds`, one at the least."""
+        return Work(**self._ask(do="turn", engine=engine, seconds=seconds))
+
+    def one_by_one(self, seconds: float) -> dict[str, float]:
+        """The served engine on one input at a time: `median_s` and `count`."""
+        times: dict[str, float] = self._ask(do="one_by_one", seconds=seconds)
+        return times
+
+    def _ask(self, **command: Any) -> Any:
+        assert self._popen.stdin is not None
+        try:
+            self._popen.stdin.write(json.dumps(command) + "\n")
+            self._popen.stdin.flush()
+        except BrokenPipeError:
+            pass  # It has ended: there is no answer to hear.
+        return self._hear()
+
+    def _hear(self) -> Any:
+        assert self._popen.stdout is not None
+        if line := self._popen.stdout.readline():
+            return json.loads(line)
+        raise ChildFailed(f"the in-process engines have ended with {self._popen.wait()}")
 
 
-class Stock:
-    """The official way: processor and model of transformers, batches of 32 sorted by length, padded."""
+@contextmanager
+def in_process(path: Path, device: str, dtype: str) -> Iterator[InProcess]:
+    """Start the process; it loads while its starter goes on."""
+    arguments = [str(path), "--device", device, "--dtype", dtype]
+    with children.child("tests.load.in_process", *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as popen:
+        yield InProcess(popen)
 
-    def __init__(self, path: Path, device: str) -> None:
-        from tests.oracle import Oracle
 
-        self._oracle = Oracle(path)
-        self._oracle.model.to(device)
+class Engines:
+    """What the process answers with: a method for each command."""
 
-    def __call__(self, inputs: Inputs) -> int:
+    def __init__(self, path: Path, device: str, dtype: str) -> None:
+        self._path, self._device = path, device
+        self._engines, self._dtype = load_engines(path, device, dtype)
+        served = self._engines[engines_on(device)[-1].name]
+        assert isinstance(served, Ours), "the stock model is not what is served"
+        self._served = served
+        self._inputs: Sequence[Input] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """Device, dtype, and the measured rate of matrix products."""
         import torch
 
-        from models.qwen3_vl.reference import GROUP_SIZE
+        kind = torch.device(self._device).type
+        name = torch.cuda.get_device_name(self._device) if kind == "cuda" else "cpu"
+        size = MATMUL_SIZE[kind]
+        tflops = matmul_tflops(self._device, self._dtype, size)
+        threads = torch.get_num_threads()
+        return {"device": name, "dtype": self._dtype, "matmul_size": size, "matmul_tflops": tflops, "threads": threads}
 
-        tokens = 0
-        ordered = sorted(inputs, key=lambda one: len(one) if isinstance(one, str) else 0)
-        with torch.inference_mode():
-            for start in range(0, len(ordered), GROUP_SIZE):
-                batch = self._batch(ordered[start : start + GROUP_SIZE]).to(self._oracle.model.device)
-                hidden = self._oracle.model(**batch).last_hidden_state
-                last = batch["attention_mask"].sum(dim=1) - 1
-                rows = hidden[torch.arange(len(hidden)), last]
-                torch.nn.functional.normalize(rows.float(), dim=-1).cpu()
-                tokens += int(batch["attention_mask"].sum())
-        return tokens
+    def take(self, workload: str) -> dict[str, Any]:
+        kind = self._device.partition(":")[0]
+        count = INPUTS[kind].get(workload, OTHER_INPUTS[kind])
+        self._inputs = workloads.images(count) if workload == "images" else workloads.texts(self._path, workload, count)
+        prepared = [self._served.prepare(one) for one in self._inputs]
+        for engine in self._engines.values():
+            engine.run(self._inputs, Work())
+        return {"tokens": [item.num_tokens for item in prepared], "prefix_tokens": prepared[0].prefix_tokens}
 
-    def _batch(self, inputs: Inputs) -> Any:
-        from qwen_vl_utils import process_vision_info
+    def turn(self, engine: str, seconds: float) -> dict[str, Any]:
+        work, started, spent = Work(), time.perf_counter(), time.process_time()
+        while work.seconds < seconds or not work.vectors:
+            self._engines[engine].run(self._inputs, work)
+            work.seconds = time.perf_counter() - started
+        work.cpu_seconds = time.process_time() - spent
+        return asdict(work)
 
-        oracle = self._oracle
-        conversations = [oracle.conversation([one]) for one in inputs]
-        pictures, _ = process_vision_info(conversations, image_patch_size=oracle.processor.image_processor.patch_size)
-        rendered = [oracle.rendered([one]) for one in inputs]
-        return oracle.processor(text=rendered, images=pictures, do_resize=False, padding=True, return_tensors="pt")
-
-
-class Ours:
-    """An adapter, in batches as the scheduler would fill them."""
-
-    def __init__(self, path: Path, device: str, backend: str, prefix: bool) -> None:
-        from models.registry import load_model
-
-        options = {"max_image_width": 0, "max_image_height": 0, "allow_pickle": False}
-        self._model = load_model(path, device=device, dtype="auto", backend=backend, **options)
-        self._prefix = prefix
-        self._batch_tokens = 8192 if device.startswith("cuda") else 2048
-
-    def __call__(self, inputs: Inputs) -> int:
-        from models.base import EmbeddingInput, PreparedInput
-
-        tokens = 0
-        batch: list[PreparedInput] = []
-        for one in [*inputs, None]:
-            item = self._model.prepare(EmbeddingInput((one,))) if one is not None else None
-            if batch and (item is None or sum(each.num_tokens for each in batch) + item.num_tokens > self._batch_tokens):
-                self._model.embed(batch)
-                batch = []
-            if item is not None:
-                tokens += item.num_tokens
-                batch.append(item if self._prefix else replace(item, prefix_tokens=0))
-        return tokens
-
-
-def measure(engines: dict[str, Callable[[Inputs], int]], inputs: Inputs, seconds: float) -> dict[str, dict[str, float]]:
-    """Vectors and tokens per second of each engine: the fastest of interleaved turns within `seconds` each."""
-    best = dict.fromkeys(engines, float("inf"))
-    tokens = {name: engine(inputs) for name, engine in engines.items()}
-    spent = 0.0
-    while spent < seconds * len(engines):
-        for name, engine in engines.items():
+    def one_by_one(self, seconds: float) -> dict[str, Any]:
+        times: list[float] = []
+        inputs = cycle(self._inputs)
+        while sum(times) < seconds or len(times) < 3:
             started = time.perf_counter()
-            engine(inputs)
-            elapsed = time.perf_counter() - started
-            best[name] = min(best[name], elapsed)
-            spent += elapsed
-    return {name: {"vectors_per_s": len(inputs) / best[name], "tokens_per_s": tokens[name] / best[name]} for name in engines}
+            self._served.run([next(inputs)], Work())
+            times.append(time.perf_counter() - started)
+        return {"median_s": median(times), "count": len(times)}
+
+
+def matmul_tflops(device: str, dtype: str, size: int) -> float:
+    """The fastest of some products of two square matrices, in 1e12 operations per second."""
+    import torch
+
+    left, right = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
+    fastest = float("inf")
+    with torch.inference_mode():
+        for _ in range(MATMUL_RUNS):
+            _synchronize(device)
+            started = time.perf_counter()
+            left @ right
+            _synchronize(device)
+            fastest = min(fastest, time.perf_counter() - started)
+    return 2 * size**3 / fastest / 1e12
+
+
+def _synchronize(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
 
 
 def main() -> None:
-    """Print a line for each workload."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each engine on each workload")
-    parser.add_argument("--cores", help="run on these alone, as in 0,1")
+    parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
-    if options.cores:
-        os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
-    from tests.load import workloads
+    # Answers alone go to standard output: what a library prints must not be among them.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
-    engines: dict[str, Callable[[Inputs], int]] = {
-        "stock": Stock(options.checkpoint, options.device),
-        "reference": Ours(options.checkpoint, options.device, "reference", prefix=False),
-        "packed": Ours(options.checkpoint, options.device, "packed", prefix=False),
-        "prefix": Ours(options.checkpoint, options.device, "packed", prefix=True),
+    def answer(content: dict[str, Any]) -> None:
+        print(json.dumps(content), file=answers, flush=True)
+
+    engines = Engines(options.checkpoint, options.device, options.dtype)
+    commands: dict[str, Callable[..., dict[str, Any]]] = {
+        "take": engines.take,
+        "turn": engines.turn,
+        "one_by_one": engines.one_by_one,
     }
-    kind = options.device.partition(":")[0]
-    for name in (*map(str, workloads.LENGTHS), "mixed", "images"):
-        inputs: list[str | Image.Image] = (
-            [*workloads.images(IMAGES[kind])]
-            if name == "images"
-            else [*workloads.texts(options.checkpoint, name, TEXTS[kind][name])]
-        )
-        print(json.dumps({"workload": name, **measure(engines, inputs, options.seconds)}), flush=True)
+    answer(engines.describe())
+    for line in sys.stdin:
+        command = json.loads(line)
+        answer(commands[command.pop("do")](**command))
 
 
 if __name__ == "__main__":
+    from app.settings import tame_openmp
+
+    tame_openmp()
     main()

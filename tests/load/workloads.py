@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 from PIL import Image
@@ -14,16 +15,34 @@ WORDS = "the of model river image vector search quickly train dog straße donné
 VOCABULARY = WORDS.split()
 
 LENGTHS = (16, 32, 128, 512)
+WORKLOADS = (*map(str, LENGTHS), "mixed", "images")
+# Fewer content tokens have too few texts that differ.
+SHORTEST = 8
 # Queries and passages together: half under 40 content tokens, one in a hundred over 320.
-MIXED = (3.7, 0.9)
+MIXED = NormalDist(3.7, 0.9)
+LONGEST_MIXED = 2000
+IMAGE_SIDE = 512
 
 
 def texts(path: Path, name: str, count: int) -> list[str]:
-    """`count` texts of the workload `name`: a number of content tokens of the checkpoint's tokenizer, or "mixed"."""
+    """`count` texts, no two alike, of workload `name`: a number of content tokens of the checkpoint's tokenizer, or "mixed"."""
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     rng = random.Random(name)
-    lengths = [min(2000, max(1, round(rng.lognormvariate(*MIXED)))) if name == "mixed" else int(name) for _ in range(count)]
-    return [cut(tokenizer, " ".join(rng.choices(VOCABULARY, k=length + 1)), length) for length in lengths]
+    lengths = mixed_lengths(count) if name == "mixed" else [int(name)] * count
+    rng.shuffle(lengths)
+    drawn: dict[str, None] = {}
+    for length in lengths:
+        text = ""
+        while not text or text in drawn:
+            text = cut(tokenizer, " ".join(rng.choices(VOCABULARY, k=length + 1)), length)
+        drawn[text] = None
+    return list(drawn)
+
+
+def mixed_lengths(count: int) -> list[int]:
+    """Content tokens of a log-normal mix: its quantiles and not draws, so that two pools of any size hold the same mix."""
+    quantiles = (MIXED.inv_cdf((place + 0.5) / count) for place in range(count))
+    return [min(LONGEST_MIXED, max(1, round(float(np.exp(quantile))))) for quantile in quantiles]
 
 
 def cut(tokenizer: Tokenizer, text: str, tokens: int) -> str:
@@ -32,11 +51,12 @@ def cut(tokenizer: Tokenizer, text: str, tokens: int) -> str:
     return text[: offsets[min(tokens, len(offsets)) - 1][1]]
 
 
-def images(count: int) -> list[Image.Image]:
-    """Images of 512 x 512 pixels, each of its own: noise over a gradient."""
+def images(count: int) -> list[bytes]:
+    """JPEG files of 512 x 512 pixels, no two alike: noise over a gradient."""
     rng = np.random.default_rng(0)
-    ramp = np.linspace(0, 200, 512, dtype=np.uint8)
-    return [Image.fromarray(ramp[:, None, None] + rng.integers(0, 55, (512, 512, 3), dtype=np.uint8)) for _ in range(count)]
+    ramp = np.linspace(0, 200, IMAGE_SIDE, dtype=np.uint8)[:, None, None]
+    noise = (rng.integers(0, 55, (IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8) for _ in range(count))
+    return [jpeg(Image.fromarray(ramp + grain)) for grain in noise]
 
 
 def jpeg(image: Image.Image) -> bytes:

@@ -1,0 +1,60 @@
+"""Child processes of a measurement: on cores of their own, and ended by their ids however the measurement ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# A service drains and a model is freed well within it.
+TERMINATE_S = 15.0
+
+
+class ChildFailed(RuntimeError):
+    """A child has ended, or never came to be ready. The message names it."""
+
+
+@contextmanager
+def on_cores(cores: Iterable[int] | None) -> Iterator[None]:
+    """This process on these cores alone; None changes nothing.
+
+    What it starts meanwhile keeps them: affinity is inherited, so that torch counts these cores when it is imported.
+    """
+    before = os.sched_getaffinity(0)
+    if cores is not None:
+        os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def child(module: str, *arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """`python -m MODULE` while the context lasts; `options` are Popen's."""
+    # In a session of its own: an interrupt from the terminal is ours to hear, and the child's end ours to bring about.
+    popen = subprocess.Popen([sys.executable, "-m", module, *arguments], text=True, start_new_session=True, **options)
+    try:
+        yield popen
+    finally:
+        end(popen)
+
+
+def end(popen: subprocess.Popen[str], grace: float = TERMINATE_S) -> None:
+    """Ask it to end, and after `grace` seconds make it."""
+    try:
+        if popen.poll() is None:
+            popen.terminate()
+            popen.wait(grace)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        if popen.poll() is None:
+            popen.kill()
+            popen.wait()
+        for pipe in (popen.stdin, popen.stdout):
+            if pipe:
+                pipe.close()
