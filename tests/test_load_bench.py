@@ -21,7 +21,7 @@ from tests.hosts import ROOT, process
 from tests.load import bench, in_process, service, workloads
 from tests.load.callers import LoadFailed, Reply, Server, Tally, load
 from tests.load.children import ChildFailed, child, end, on_cores
-from tests.load.engines import ENGINES, Work, engines_on
+from tests.load.engines import ENGINES, Engine, Work, engines_on
 from tests.load.goals import Goal, goals
 from tests.load.limits import TextTower, Towers, nominal_tflops
 from tests.load.measure import LOADS, Load, one_text, row, seconds_that_fit
@@ -78,7 +78,9 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 def test_every_engine_and_every_load_has_its_row(result: dict[str, Any]) -> None:
     assert list(result["workloads"]) == ["16", "images"]
     for workload in result["workloads"].values():
-        assert list(workload["engines"]) == [engine.name for engine in ENGINES]
+        assert list(workload["engines"]) == [engine.name for engine in engines_on("cpu")]
+        assert workload["cosine"].keys() == workload["engines"].keys()
+        assert min(workload["cosine"].values()) > 0.9999
         assert list(workload["service"]) == ["1x1", "8x1", "64x1", "256x1", "8x32"]
     assert result["served"] == ENGINES[-1].name
     assert result["checkpoint"] == "tiny"
@@ -135,7 +137,7 @@ def test_the_table_tells_the_same(printed: list[str], result: dict[str, Any]) ->
         assert f"{line['vectors_per_s']:,.1f}" in text
     judged = [line.split()[0] for line in printed if line.startswith(("  pass", "  MISS"))]
     assert judged == ["pass" if goal["met"] else "MISS" for goal in result["goals"]]
-    assert {goal["workload"] for goal in result["goals"]} == {"16"}
+    assert {goal["workload"] for goal in result["goals"]} == {"16", "images"}
 
 
 def test_nothing_runs_on(printed: list[str], tiny: Path) -> None:
@@ -163,7 +165,7 @@ class StillEngines:
     def wait(self) -> None: ...
 
     def take(self, workload: str) -> dict[str, Any]:
-        return {"tokens": [20], "prefix_tokens": 4}
+        return {"tokens": [20], "prefix_tokens": 4, "cosine": {"stock": 1.0}}
 
     def turn(self, engine: str, seconds: float) -> Work:
         return Work(vectors=1000, tokens=20_000, seconds=1.0, model_seconds=0.5, cpu_seconds=0.9)
@@ -348,7 +350,8 @@ def test_the_fastest_round_counts_and_the_others_are_told() -> None:
 def test_what_is_served_is_the_last_engine_of_a_device() -> None:
     assert [engine.name for engine in engines_on("cpu")] == [engine.name for engine in ENGINES if not engine.cuda_only]
     assert engines_on("cuda:1") == ENGINES
-    assert engines_on("cpu")[-1].options and engines_on("cuda")[-1].options
+    # What the service runs where no setting says otherwise.
+    assert engines_on("cpu")[-1] == engines_on("cuda")[-1] == Engine("prefix")
 
 
 def test_a_goal_knows_its_direction() -> None:
@@ -356,15 +359,28 @@ def test_a_goal_knows_its_direction() -> None:
     assert Goal("", "", 2.0, 2.0, at_most=True).met and not Goal("", "", 2.1, 2.0, at_most=True).met
 
 
-def test_every_goal_has_its_workloads() -> None:
-    ratio = {"to_stock": 1.6, "to_stock_rounds": [], "to_served": 0.9, "to_served_rounds": [], "callers": 1, "inputs": 1}
+@pytest.mark.parametrize("tflops", [None, 790.0])
+def test_every_goal_has_its_workloads(tflops: float | None) -> None:
+    ratio: dict[str, Any] = {
+        "to_stock": 1.6,
+        "to_stock_rounds": [],
+        "to_served": 0.9,
+        "to_served_rounds": [],
+        "callers": 1,
+        "inputs": 1,
+    }
     workload = {
         "engines": {"prefix": ratio},
         "service": {load.name: ratio for load in LOADS},
-        "one_text": {"overhead_ms": 1.0, "overhead_rounds": []},
+        "one_text": {"overhead_ms": 1.0, "overhead_rounds": [], "in_process_ms": 2.5},
+        "cosine": {"stock": 1.0, "prefix": 0.998},
     }
+    if tflops:
+        ratio["limit_share_nominal"] = 0.72
     result = {
         "served": "prefix",
+        "dtype": "bfloat16" if tflops else "float32",
+        "nominal_tflops": tflops,
         "workloads": dict.fromkeys(workloads.WORKLOADS, workload),
         "interactive": {"bulk_inputs": 2000, "p99_to_batch": 2.5},
     }
@@ -374,6 +390,9 @@ def test_every_goal_has_its_workloads() -> None:
         ("32", 0.85, True), ("128", 0.85, True), ("512", 0.85, True), ("mixed", 0.85, True),
         ("32", 0.95, False), ("128", 0.95, False), ("512", 0.95, False), ("mixed", 0.95, False),
         ("16", 2.0, True), ("32", 2.0, True),
+        *((name, 0.995 if tflops else 0.9999, bool(tflops)) for name in workloads.WORKLOADS),
+        *([(name, 0.7, True) for name in ("16", "32", "128", "512", "images")] if tflops else []),
+        *([("16", 2.0, False)] if tflops else []),
         ("16", 3.0, True),
     ]  # fmt: skip
 

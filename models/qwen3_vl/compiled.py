@@ -32,6 +32,8 @@ def compile_steps(
 ) -> bool:
     """Compile both models' steps. They are used only if `run`, which embeds samples of every kind, gives the same unit vectors as
     before; else a warning is logged and all stays as it was. `backend` is torch.compile's."""
+    # As another model of this process may have left it.
+    torch.compiler.set_stance("default")
     expected = run()
     eager = text_model.steps, vision.steps
     started = time.perf_counter()

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 if TYPE_CHECKING:
     from models.base import EmbeddingInput, EmbeddingModel, PreparedInput
 
@@ -30,8 +33,10 @@ class Engine:
 ENGINES = (
     Engine("stock", options=None),
     Engine("reference", {"backend": "reference"}, prefix=False),
-    Engine("packed", {"backend": "packed"}, prefix=False),
-    Engine("prefix", {"backend": "packed"}),
+    Engine("packed", {"compile": "off"}, prefix=False),
+    Engine("compiled", {"compile": "layers"}, prefix=False, cuda_only=True),
+    Engine("graphs", prefix=False, cuda_only=True),
+    Engine("prefix"),
 )
 
 
@@ -76,6 +81,10 @@ class Stock:
             work.tokens += int(batch["attention_mask"].sum())
         work.vectors += len(inputs)
 
+    def vectors(self, inputs: Sequence[Input]) -> npt.NDArray[np.float32]:
+        """Unit vectors of a few inputs, float32 of shape (len(inputs), width), each computed alone."""
+        return np.concatenate([self._embed(self._batch([one])) for one in inputs])
+
     def _batch(self, inputs: Sequence[Input]) -> Any:
         from PIL import Image
         from qwen_vl_utils import process_vision_info
@@ -87,14 +96,15 @@ class Stock:
         rendered = [oracle.rendered([part]) for part in parts]
         return oracle.processor(text=rendered, images=pictures, do_resize=False, padding=True, return_tensors="pt")
 
-    def _embed(self, batch: Any) -> None:
+    def _embed(self, batch: Any) -> npt.NDArray[np.float32]:
         import torch
 
         with torch.inference_mode():
             hidden = self._oracle.model(**batch.to(self._oracle.model.device)).last_hidden_state
             last = batch["attention_mask"].sum(dim=1) - 1
             rows = hidden[torch.arange(len(hidden), device=hidden.device), last.to(hidden.device)]
-            torch.nn.functional.normalize(rows.float(), dim=-1).cpu()
+            found: npt.NDArray[np.float32] = torch.nn.functional.normalize(rows.float(), dim=-1).cpu().numpy()
+            return found
 
 
 class Ours:
@@ -113,6 +123,10 @@ class Ours:
             work.model_seconds += time.perf_counter() - started
             work.vectors += len(batch)
             work.tokens += sum(item.num_tokens for item in batch)
+
+    def vectors(self, inputs: Sequence[Input]) -> npt.NDArray[np.float32]:
+        """Unit vectors of a few inputs, float32 of shape (len(inputs), width), computed together."""
+        return self._model.embed([self.prepare(one) for one in inputs])
 
     def prepare(self, one: Input) -> PreparedInput:
         """As the service does, from the text or the file's bytes."""

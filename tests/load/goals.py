@@ -8,6 +8,12 @@ from typing import Any
 
 SHORT = ("16", "32")
 SERVICE = ("32", "128", "512", "mixed")
+# On a GPU, of the nominal rate of matrix products.
+LIMIT = ("16", "32", "128", "512", "images")
+LIMIT_SHARE = 0.7
+ONE_TEXT_MS = 2.0
+# Rounding moves a cosine by some 1e-4; a mistake by far more.
+SAME = {"float32": 0.9999, "bfloat16": 0.995, "float16": 0.995}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,16 @@ def _goals(result: dict[str, Any]) -> Iterator[Goal]:
             one = found[name]["one_text"]
             label = "one caller's p50 less in-process, ms"
             yield Goal(label, name, one["overhead_ms"], 2.0, at_most=True, rounds=one["overhead_rounds"])
+    for name, workload in found.items():
+        worst = min(workload["cosine"].values())
+        yield Goal("least cosine of any engine with the stock model", name, worst, SAME[result["dtype"]])
+    if result["nominal_tflops"]:
+        for name in LIMIT:
+            if name in found:
+                share = found[name]["engines"][served]["limit_share_nominal"]
+                yield Goal(f"in-process, {served}, share of the nominal limit", name, share, LIMIT_SHARE)
+        if "16" in found:
+            yield Goal("one text in-process, ms", "16", found["16"]["one_text"]["in_process_ms"], ONE_TEXT_MS, at_most=True)
     beside = result["interactive"]
     label = f"p99 beside {beside['bulk_inputs']:,} inputs / mean batch"
     yield Goal(label, "16", beside["p99_to_batch"], 3.0, at_most=True)

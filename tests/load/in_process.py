@@ -32,6 +32,8 @@ OTHER_INPUTS = {"cpu": 16, "cuda": 512}
 # Square matrices: large enough to keep the device busy, small enough for its memory.
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 MATMUL_RUNS = 5
+# Inputs of a workload whose vectors are compared: a fast engine that gives other vectors is worth nothing.
+COMPARED = 8
 
 
 class InProcess:
@@ -46,7 +48,8 @@ class InProcess:
         self.ready = self._hear()
 
     def take(self, workload: str) -> dict[str, Any]:
-        """Draw the inputs of a workload, and let every engine run over them once; `tokens` of each and `prefix_tokens`."""
+        """Draw the inputs of a workload, and let every engine run over them once. `tokens` of each, `prefix_tokens`, and by engine
+        `cosine`: the least of its vectors with the stock model's."""
         taken: dict[str, Any] = self._ask(do="take", workload=workload)
         return taken
 
@@ -112,7 +115,13 @@ class Engines:
         prepared = [self._served.prepare(one) for one in self._inputs]
         for engine in self._engines.values():
             engine.run(self._inputs, Work())
-        return {"tokens": [item.num_tokens for item in prepared], "prefix_tokens": prepared[0].prefix_tokens}
+        few = self._inputs[:COMPARED]
+        stock = self._engines["stock"].vectors(few)
+        return {
+            "tokens": [item.num_tokens for item in prepared],
+            "prefix_tokens": prepared[0].prefix_tokens,
+            "cosine": {name: float((each.vectors(few) * stock).sum(1).min()) for name, each in self._engines.items()},
+        }
 
     def turn(self, engine: str, seconds: float) -> dict[str, Any]:
         work, started, spent = Work(), time.perf_counter(), time.process_time()

@@ -108,6 +108,7 @@ class Bench:
             "token_counts": taken["tokens"],
             "tokens_per_vector": sum(taken["tokens"]) / len(taken["tokens"]),
             "prefix_tokens": taken["prefix_tokens"],
+            "cosine": taken["cosine"],
             "image_side": workloads.IMAGE_SIDE if name == "images" else 0,
             "window_s": self.seconds,
             "engines": {engine: row(turns, stock, served) for engine, turns in engines.items()},

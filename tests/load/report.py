@@ -50,6 +50,9 @@ def _workload(name: str, workload: dict[str, Any], served: str) -> Iterator[str]
     for label, row in workload["service"].items():
         load = f"{row['callers']}x{row['inputs']}"
         yield _row(f"service, {load.replace('x', ' x ')}{'' if load == label else f' (for {label})'}", row)
+    yield "  least cosine with the stock model's vectors: " + ", ".join(
+        f"{engine} {cosine:.5f}" for engine, cosine in workload["cosine"].items() if engine != "stock"
+    )
     yield f"  one caller's p50 is {one['overhead_ms']:.1f} ms over in-process"
 
 
@@ -78,10 +81,10 @@ def _interactive(beside: dict[str, Any]) -> Iterator[str]:
 def _goals(goals: list[dict[str, Any]]) -> Iterator[str]:
     yield "goals"
     for goal in goals:
-        bound = f"{'<=' if goal['at_most'] else '>='} {goal['bound']:.2f}"
+        bound = f"{'<=' if goal['at_most'] else '>='} {goal['bound']:<6g}"
         rounds = f"  rounds {', '.join(f'{value:.2f}' for value in goal['rounds'])}" if goal["rounds"] else ""
         verdict = "pass" if goal["met"] else "MISS"
-        yield f"  {verdict}  {goal['value']:>6.2f} {bound}  {goal['workload']:<7} {goal['goal']}{rounds}"
+        yield f"  {verdict}  {goal['value']:>8.4f} {bound}  {goal['workload']:<7} {goal['goal']}{rounds}"
 
 
 def _legend(result: dict[str, Any]) -> Iterator[str]:
