@@ -48,7 +48,7 @@ class InProcess:
         self.ready = self._hear()
 
     def take(self, workload: str) -> dict[str, Any]:
-        """Draw the inputs of a workload, and let every engine run over them once. `tokens` of each, `prefix_tokens`, and by engine
+        """Draw the inputs of a workload, and let every engine run over them once. Their `tokens`, `prefix_tokens`, and by engine
         `cosine`: the least of its vectors with the stock model's."""
         taken: dict[str, Any] = self._ask(do="take", workload=workload)
         return taken
