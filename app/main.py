@@ -72,6 +72,7 @@ def make_scheduler(app: web.Application, load_model: LoadModel) -> Scheduler:
         max_queue_size=settings.max_queue_size,
         max_input_tokens=settings.max_input_tokens,
         worker_stall=settings.worker_stall_s,
+        vector_cache_bytes=settings.vector_cache_mb << 20,
     )
     return Scheduler(
         load_model,

@@ -98,7 +98,7 @@ class FakeModel:
         ids = np.frombuffer(hashlib.sha256(contents(item)).digest(), dtype=np.uint8).astype(np.int64)
         grid = ImageGrid((1, 1), (32, 32), (2, 2), self.image_tokens)
         prepared = tuple(PreparedImage(grid, np.zeros((4, 3), dtype=np.uint8)) for _ in images)
-        failing = -1 if self.fail_text and self.fail_text in item.parts else 0
+        failing = -1 if self.fail_text and any(str(part).startswith(self.fail_text) for part in item.parts) else 0
         return PreparedInput(np.concatenate([np.resize(ids, length - 1), [failing]]), prepared, truncated=truncated)
 
     def describe(self, item: EmbeddingInput) -> Description:
