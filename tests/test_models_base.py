@@ -10,7 +10,6 @@ import pytest
 from models.base import EmbeddingInput, ImageGrid, PreparedImage, PreparedInput
 from tests.fakes import FakeModel
 
-RANDOM = np.random.default_rng(0)
 IDS = np.arange(20, dtype=np.int64)
 POSITIONS = np.zeros((3, 20), dtype=np.int64)
 
@@ -20,8 +19,16 @@ def image(rows: int = 4, columns: int = 2, seed: int = 0, original: tuple[int, i
     return PreparedImage(ImageGrid(original, (32 * columns, 32 * rows), (rows, columns), 2), patches)
 
 
+def cut(columns: int) -> tuple[PreparedImage, ...]:
+    """Two images of one grid, their patches as wide as said, and 24 bytes together."""
+    joined = np.arange(8 * 24, dtype=np.uint8)
+    grid = image().grid
+    return tuple(PreparedImage(grid, part.reshape(8, -1)) for part in (joined[: 8 * columns], joined[8 * columns :]))
+
+
 CHANGED = {
-    "a token": PreparedInput(np.where(IDS == 7, 8, IDS)),
+    "the first token": PreparedInput(np.where(IDS == 0, 8, IDS)),
+    "the last token": PreparedInput(np.where(IDS == 19, 8, IDS)),
     "one token more": PreparedInput(np.arange(21, dtype=np.int64)),
     "one token less": PreparedInput(IDS[:-1]),
     "positions": PreparedInput(IDS, positions=POSITIONS),
@@ -35,6 +42,8 @@ CHANGED = {
     "two as one": PreparedInput(
         IDS, (PreparedImage(image(8, 2).grid, np.concatenate([image().patches, image(seed=1).patches])),)
     ),
+    "the same bytes, cut in one place": PreparedInput(IDS, cut(6)),
+    "the same bytes, cut in another": PreparedInput(IDS, cut(18)),
     "positions as tokens": PreparedInput(np.concatenate([IDS, POSITIONS.ravel()])),
 }
 
