@@ -151,6 +151,7 @@ def main() -> None:
 
     from app.__main__ import configure_logging
     from app.main import create_app
+    from app.process import freeze_heap, share_interpreter
     from app.server import serve
     from app.settings import load_settings
 
@@ -158,8 +159,9 @@ def main() -> None:
     configure_logging(settings)
 
     async def run() -> int:
-        return await serve(create_app(settings, partial(_from_environment().load)))
+        return await serve(create_app(settings, partial(_from_environment().load), freeze_heap))
 
+    share_interpreter()
     os._exit(asyncio.run(run()))
 
 
