@@ -9,8 +9,8 @@ from aiohttp import hdrs, web
 from app.errors import BodyBroken, BodyCompressed, BodyTimeout, BodyTooLarge
 
 
-async def read_body(request: web.Request, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole body. The length that the headers announce is checked before anything is read.
+async def read_body(request: web.Request, max_bytes: int, timeout_s: float) -> bytearray:
+    """The whole body, not copied once more. The length that the headers announce is checked before anything is read.
 
     Raises BodyCompressed, BodyTooLarge, BodyTimeout, BodyBroken.
     """
@@ -33,4 +33,4 @@ async def read_body(request: web.Request, max_bytes: int, timeout_s: float) -> b
         raise BodyTimeout from None
     except (web.RequestPayloadError, ConnectionError):
         raise BodyBroken from None
-    return bytes(body)
+    return body

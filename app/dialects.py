@@ -52,7 +52,7 @@ class EmbeddingRequest:
     partial: bool
 
 
-def parse(body: bytes, limits: RequestLimits) -> EmbeddingRequest:
+def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
     """The request that `body` holds. Raises InvalidRequest, or ModelNotFound."""
     request = _decode(body)
     _check_model(request, limits)
@@ -73,7 +73,7 @@ def parse(body: bytes, limits: RequestLimits) -> EmbeddingRequest:
     )
 
 
-def _decode(body: bytes) -> dict[str, Any]:
+def _decode(body: bytes | bytearray) -> dict[str, Any]:
     request, valid = None, True
     try:
         request = orjson.loads(body)

@@ -100,11 +100,14 @@ class EmbeddingService:
         prepare_seconds: float,
     ) -> Outcome:
         """Cut to the dimension, and count."""
-        done = [item for item, answer in zip(prepared, answers, strict=True) if isinstance(answer, Vector)]
-        inputs = [item for item in done if isinstance(item, PreparedInput)]
-        vectors = [answer for answer in answers if isinstance(answer, Vector)]
-        usage = Usage(sum(item.text_tokens for item in inputs), sum(item.image_tokens for item in inputs))
-        self._metrics.count_inputs(inputs)
+        done = [
+            (item, answer)
+            for item, answer in zip(prepared, answers, strict=True)
+            if isinstance(item, PreparedInput) and isinstance(answer, Vector)
+        ]
+        vectors = [vector for _, vector in done]
+        usage = Usage(sum(item.text_tokens for item, _ in done), sum(item.image_tokens for item, _ in done))
+        self._metrics.count_inputs(done)
         rows: Iterator[npt.NDArray[np.float32]] = iter(())
         if vectors:
             rows = iter(to_dimension(np.stack([vector.row for vector in vectors]), request.dimensions or self.dimension()))

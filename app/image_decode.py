@@ -13,6 +13,7 @@ import logging
 import re
 import struct
 import warnings
+from collections.abc import Iterator
 from itertools import islice
 
 from PIL import Image, UnidentifiedImageError, _imaging
@@ -29,6 +30,10 @@ _PIXEL_READS = 2_000_000
 _MAX_JPEG_SCANS = 64
 _JPEG_SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
 _JPEG_EXIF = re.compile(rb"\xff\xe1..(?P<name>Exif)\x00\x00", re.DOTALL)
+# Files are searched so many bytes at a time: a search keeps the interpreter's lock, and must not stop the event loop for long.
+# The pieces overlap by more than a match is long.
+_SEARCHED = 1 << 18
+_OVERLAP = 16
 
 # Byte order and pointer position, then the codes of pointer, entry count and entry. Headers that Pillow and libtiff do not read
 # alike are left out.
@@ -149,12 +154,21 @@ def _defused(data: bytes, max_pixels: int) -> bytes:
 
 def _defused_jpeg(data: bytes) -> bytes:
     """Hide EXIF, which Pillow parses for the resolution alone, and refuse what has too many scans."""
-    if sum(1 for _ in islice(_JPEG_SCAN.finditer(data), _MAX_JPEG_SCANS + 1)) > _MAX_JPEG_SCANS:
+    if sum(1 for _ in islice(_search(_JPEG_SCAN, data), _MAX_JPEG_SCANS + 1)) > _MAX_JPEG_SCANS:
         raise ImageInvalid(f"image has more than {_MAX_JPEG_SCANS} JPEG scans")
-    hidden = bytearray(data)
-    for segment in _JPEG_EXIF.finditer(data):
+    hidden: bytearray | None = None
+    for segment in _search(_JPEG_EXIF, data):
+        hidden = hidden or bytearray(data)
         hidden[segment.start("name") : segment.end("name")] = b"none"
-    return bytes(hidden)
+    return bytes(hidden) if hidden else data
+
+
+def _search(pattern: re.Pattern[bytes], data: bytes) -> Iterator[re.Match[bytes]]:
+    """Every match, in order; those of a pattern that may not overlap itself."""
+    for start in range(0, len(data), _SEARCHED):
+        for match in pattern.finditer(data, start, start + _SEARCHED + _OVERLAP):
+            if match.start() < start + _SEARCHED:
+                yield match
 
 
 def _defused_tiff(data: bytes, max_pixels: int) -> bytes:
@@ -169,19 +183,20 @@ def _defused_tiff(data: bytes, max_pixels: int) -> bytes:
         raise ImageInvalid(f"image has more than {_MAX_TIFF_ENTRIES:,} TIFF fields")
     start += struct.calcsize(order + counter)
     size = struct.calcsize(order + entry)
-    hidden = bytearray(data)
+    hidden: bytearray | None = None
     tile_pixels = 1
     for position in range(start, start + entries * size, size):
         tag, kind, count, value = struct.unpack_from(order + entry, data, position)
         if count > _MAX_TIFF_VALUES and (kind not in _TIFF_BYTES_KINDS or tag in _TIFF_OFFSETS):
             raise ImageInvalid(f"image has a TIFF field of {count:,} values; the limit is {_MAX_TIFF_VALUES:,}")
         if tag in _TIFF_METADATA:
+            hidden = hidden or bytearray(data)
             hidden[position + 2 : position + 4] = b"\x00\x00"  # no kind of value: readers pass over it
         if tag in _TIFF_TILE_SIDES:
             tile_pixels *= _tiff_integer(order, kind, count, value)
     if tile_pixels > max_pixels:
         raise ImageInvalid(f"image has TIFF tiles of {tile_pixels:,} pixels; the limit is {max_pixels:,}")
-    return bytes(hidden)
+    return bytes(hidden) if hidden else data
 
 
 def _tiff_integer(order: str, kind: int, count: int, value: bytes) -> int:

@@ -28,13 +28,16 @@ log = logging.getLogger(__name__)
 LoadModel = Callable[[], EmbeddingModel]
 
 
-def create_app(settings: Settings, load_model: LoadModel | None = None) -> web.Application:
-    """The application. `load_model` runs in the device's thread; by default it loads what the settings name."""
+def create_app(
+    settings: Settings, load_model: LoadModel | None = None, on_ready: Callable[[], None] = lambda: None
+) -> web.Application:
+    """The application. `load_model` runs in the device's thread; by default it loads what the settings name. `on_ready` is called
+    on the event loop when the model is ready, before any request is taken."""
     app = web.Application(middlewares=[cors_middleware, error_middleware, auth_middleware])
     app[SETTINGS] = settings
     app[METRICS] = Metrics()
     app[LIFECYCLE] = Lifecycle()
-    app[SCHEDULER] = make_scheduler(app, load_model or partial(load_configured_model, settings))
+    app[SCHEDULER] = make_scheduler(app, load_model or partial(load_configured_model, settings), on_ready)
     add_routes(app.router)
     app.cleanup_ctx.extend([run_scheduler, run_service])
     return app
@@ -63,7 +66,7 @@ def load_configured_model(settings: Settings) -> EmbeddingModel:
     )
 
 
-def make_scheduler(app: web.Application, load_model: LoadModel) -> Scheduler:
+def make_scheduler(app: web.Application, load_model: LoadModel, on_ready: Callable[[], None]) -> Scheduler:
     """The scheduler, its limits from the settings and its reports to metrics and lifecycle."""
     settings, metrics = app[SETTINGS], app[METRICS]
     limits = Limits(
@@ -73,11 +76,17 @@ def make_scheduler(app: web.Application, load_model: LoadModel) -> Scheduler:
         max_queue_size=settings.max_queue_size,
         max_input_tokens=settings.max_input_tokens,
         worker_stall=settings.worker_stall_s,
+        vector_cache_bytes=settings.vector_cache_mb << 20,
     )
+
+    def ready(model: EmbeddingModel) -> None:
+        note_ready(settings, model)
+        on_ready()
+
     return Scheduler(
         load_model,
         limits,
-        on_ready=partial(note_ready, settings),
+        on_ready=ready,
         on_batch=metrics.on_batch,
         on_failure=partial(end_on_failure, app[LIFECYCLE]),
     )
@@ -104,7 +113,8 @@ async def run_service(app: web.Application) -> AsyncIterator[None]:
         max_bytes=settings.max_image_bytes,
         allowed_hosts=settings.image_url_allowed_hosts,
     )
-    workers = min(8, os.cpu_count() or 1)
+    # The cores that this process may run on, which a container or taskset may have made fewer than the machine has.
+    workers = min(8, len(os.sched_getaffinity(0)))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
     bodies = ThreadPoolExecutor(2, thread_name_prefix="bodies")
     with pool, bodies:

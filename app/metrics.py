@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from models.base import PreparedInput
-from scheduler.entry import BatchReport
+from scheduler.entry import BatchReport, Source, Vector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SIZES = tuple(2**n for n in range(9))
@@ -24,6 +24,9 @@ class Metrics:
             "embedding_request_seconds", "Time to answer an embedding request", buckets=_SECONDS, registry=self.registry
         )
         self.inputs = Counter("embedding_inputs", "Inputs embedded", ["kind"], registry=self.registry)
+        self.shared = Counter(
+            "embedding_shared", "Inputs that took the vector of an identical one", ["how"], registry=self.registry
+        )
         self.tokens = Counter("embedding_tokens", "Tokens read by the model", ["kind"], registry=self.registry)
         self.queue_depth = Gauge("embedding_queue_depth", "Inputs that hold a place in the queue", registry=self.registry)
         self.queue_seconds = Histogram(
@@ -61,11 +64,14 @@ class Metrics:
         for wait in report.waits:
             self.queue_seconds.observe(wait)
 
-    def count_inputs(self, inputs: Iterable[PreparedInput]) -> None:
+    def count_inputs(self, inputs: Iterable[tuple[PreparedInput, Vector]]) -> None:
         """Inputs that got their vector."""
-        for item in inputs:
+        for item, vector in inputs:
             image_tokens = item.image_tokens
             self.inputs.labels("image" if image_tokens else "text").inc()
+            if vector.source is not Source.COMPUTED:
+                self.shared.labels(vector.source.value).inc()
+                continue
             self.tokens.labels("text").inc(item.num_tokens - image_tokens)
             self.tokens.labels("image").inc(image_tokens)
 

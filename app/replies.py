@@ -47,7 +47,7 @@ def _row(index: int, row: Row, encoding: Literal["float", "base64"]) -> bytes:
     if isinstance(row, Exception):
         return orjson.dumps({"object": "embedding", "index": index, "embedding": None, "error": error_object(row)})
     if encoding == "base64":
-        vector = b'"%b"' % base64.b64encode(row.astype("<f4", copy=False).tobytes())
+        vector = b'"%b"' % base64.b64encode(np.ascontiguousarray(row, dtype="<f4").data)
     else:
         vector = orjson.dumps(np.ascontiguousarray(row), option=orjson.OPT_SERIALIZE_NUMPY)
     return b'{"object":"embedding","index":%d,"embedding":%b}' % (index, vector)

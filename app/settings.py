@@ -195,6 +195,7 @@ class Settings:
     max_batch_tokens: int | None = setting(None, or_word("auto", whole(1)), "tokens in a batch; auto: 8192, on a CPU by its rate")
     max_batch_wait_ms: float = setting(0.0, decimal(0, 60_000), "milliseconds that an input may wait for others to fill a batch")
     max_queue_size: int = setting(8192, whole(1), "inputs waiting; beyond it requests get 429")
+    vector_cache_mb: int = setting(0, whole(0), "MiB of memory for the vectors of recent inputs; 0 keeps none")
     max_inputs_per_request: int = setting(2048, whole(1), "inputs in a request; at most MAX_QUEUE_SIZE")
     max_input_tokens: int = setting(8192, whole(1), "tokens of an input, the prompt's template included")
     max_request_bytes: int = setting(32 << 20, BYTES, "size of a request's body")

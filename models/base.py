@@ -7,9 +7,10 @@ asyncio, and torch is not imported.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,9 @@ class PreparedInput:
     `token_ids` is int64 of shape (num_tokens,); image placeholders in it are as many as the images' tokens. `positions` is
     int64 of shape (3, num_tokens): time, height and width; None where all three are 0 .. num_tokens - 1. The first
     `prefix_tokens` tokens are those that every input with the same instruction begins with.
+
+    `identity` is a digest of all that decides the vector: inputs with equal ones have the same. It is taken where the input is
+    made, off the event loop: an image's patches take a while, which hashlib spends without the interpreter's lock.
     """
 
     token_ids: npt.NDArray[np.int64]
@@ -75,6 +79,10 @@ class PreparedInput:
     positions: npt.NDArray[np.int64] | None = None
     truncated: bool = False
     prefix_tokens: int = 0
+    identity: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "identity", _identity(self.token_ids, self.positions, self.images))
 
     @property
     def num_tokens(self) -> int:
@@ -88,6 +96,20 @@ class PreparedInput:
     @property
     def text_tokens(self) -> int:
         return self.num_tokens - self.image_tokens
+
+
+def _identity(
+    token_ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64] | None, images: Sequence[PreparedImage]
+) -> bytes:
+    """SHA-256: nobody can make two inputs with one digest, and it takes half of BLAKE2b's time where the CPU has instructions
+    for it. Every array stands behind its size and rows, every grid in the head, so that no two inputs write the same bytes."""
+    arrays: list[npt.NDArray[Any]] = [token_ids] if positions is None else [token_ids, positions]
+    grids = b";".join(b"%d,%d" % image.grid.grid for image in images)
+    digest = hashlib.sha256(b"%d:%b:" % (len(arrays), grids))
+    for array in (*arrays, *(image.patches for image in images)):
+        digest.update(b"%d,%d:" % (array.nbytes, len(array)))
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@
   whose next entry did not fit is first in the batch after.
 - With `max_batch_wait` above 0 a batch that is not full waits for more, counted from its oldest entry's arrival.
 - An entry that is cancelled or late is gone at that moment, and never reaches a batch.
+- Entries with the same input are computed once. Each has its own place and turn; whichever is taken first takes the others along
+  as its twins, and until the batch is finished those that come later too.
 
 Knows no event loop: the loop's thread adds and drops, the device's thread takes, under one condition.
 """
@@ -42,7 +44,10 @@ class BatchQueue:
         self._requests: deque[deque[Entry]] = deque()
         self._waiting = 0
         self._waiting_tokens = 0
-        self._dropped = 0
+        self._gone = 0
+        # By identity: of what waits, the first of those that are alike, which has the others as twins; and what is taken.
+        self._first: dict[bytes, Entry] = {}
+        self._running: dict[bytes, Entry] = {}
         self._closed = False
 
     def __len__(self) -> int:
@@ -54,13 +59,18 @@ class BatchQueue:
         return self._waiting_tokens
 
     def add(self, submission: Submission) -> None:
-        """Put a request's entries behind those of the requests that wait already."""
+        """Put a request's entries behind those of the requests that wait already; one that is being computed joins its twin."""
         with self._changed:
-            entries = deque(entry for entry in submission.entries if entry.state is EntryState.ARRIVING)
+            entries: deque[Entry] = deque()
+            for entry in submission.entries:
+                if entry.state is EntryState.ARRIVING and not self._join_running(entry):
+                    entry.state = EntryState.WAITING
+                    entries.append(entry)
+                    first = self._first.setdefault(entry.prepared.identity, entry)
+                    if first is not entry:
+                        first.twins.append(entry)
             if not entries:
                 return
-            for entry in entries:
-                entry.state = EntryState.WAITING
             self._requests.append(entries)
             self._waiting += len(entries)
             self._waiting_tokens += sum(entry.num_tokens for entry in entries)
@@ -74,10 +84,8 @@ class BatchQueue:
                 return True
             if not self._drop(entry):
                 return False
-            self._dropped += 1
-            # While the device is busy nothing else forgets them, and their pixels would add up with every caller that gives up.
-            if self._dropped > self._waiting:
-                self._sweep()
+            self._gone += 1
+            self._sweep_if_due()
             return True
 
     def close(self) -> None:
@@ -89,10 +97,17 @@ class BatchQueue:
     def take_all(self) -> list[Entry]:
         """Empty the queue: what a device that is lost will never run."""
         with self._changed:
-            entries = [entry for request in self._requests for entry in request if entry.state is EntryState.WAITING]
+            entries = [entry for request in self._requests for entry in request if _waits(entry)]
             for entry in entries:
                 self._drop(entry)
             self._requests.clear()
+            return entries
+
+    def finish(self) -> list[Entry]:
+        """What has been taken is done with, or lost: no twin joins it from here on. Returns it, twins included."""
+        with self._changed:
+            entries = [entry for leader in self._running.values() for entry in (leader, *leader.twins)]
+            self._running.clear()
             return entries
 
     def ready_in(self) -> float | None:
@@ -117,16 +132,35 @@ class BatchQueue:
     def _drop(self, entry: Entry) -> bool:
         if entry.state is not EntryState.WAITING:
             return False
-        entry.state = EntryState.DROPPED
-        self._waiting -= 1
-        self._waiting_tokens -= entry.num_tokens
+        self._leave(entry, EntryState.DROPPED)
+        identity = entry.prepared.identity
+        if self._first.get(identity) is not entry:
+            return True
+        del self._first[identity]
+        while entry.twins:
+            heir = entry.twins.pop()
+            if heir.state is EntryState.WAITING:
+                entry.twins, heir.twins = heir.twins, entry.twins
+                self._first[identity] = heir
+                break
         return True
 
-    def _sweep(self) -> None:
-        """Forget the dropped entries."""
-        live = (deque(entry for entry in request if entry.state is EntryState.WAITING) for request in self._requests)
+    def _leave(self, entry: Entry, state: EntryState) -> None:
+        """An entry waits no longer, and its place is free."""
+        entry.state = state
+        self._waiting -= 1
+        self._waiting_tokens -= entry.num_tokens
+
+    def _sweep_if_due(self) -> None:
+        """Forget what waits no longer, once that is the most: while the device is busy nothing else does, and the pixels would
+        add up with every caller that gives up."""
+        if self._gone <= self._waiting:
+            return
+        live = (deque(filter(_waits, request)) for request in self._requests)
         self._requests = deque(request for request in live if request)
-        self._dropped = 0
+        for first in self._first.values():
+            first.twins = [*filter(_waits, first.twins)]
+        self._gone = 0
 
     def _time_to_gather(self) -> float:
         """Seconds to go on waiting for a fuller batch; 0 where it should go now."""
@@ -149,19 +183,49 @@ class BatchQueue:
                 passed_over.append(request)
                 continue
             request.popleft()
-            self._drop(entry)
-            # A late one's caller is told by the deadline's timer; here it is only kept off the device.
             if entry.deadline > now:
-                entry.state = EntryState.TAKEN
+                self._lead(entry, now)
                 batch.add(entry)
+            else:
+                # Its caller is told by the deadline's timer; here it is only kept off the device.
+                self._drop(entry)
             if request:
                 self._requests.append(request)
         self._requests.extendleft(reversed(passed_over))
+        self._sweep_if_due()
         return batch if batch.entries else None
+
+    def _lead(self, entry: Entry, now: float) -> None:
+        """Take an entry, and with it as its twins all that are like it and not late."""
+        self._leave(entry, EntryState.TAKEN)
+        identity = entry.prepared.identity
+        self._running[identity] = entry
+        first = self._first.pop(identity)
+        if first is entry and not first.twins:
+            return
+        alike, first.twins = [first, *first.twins], []
+        # A late one is left where it is: it can lead no more.
+        entry.twins = [twin for twin in alike if _waits(twin) and twin.deadline > now]
+        for twin in entry.twins:
+            self._leave(twin, EntryState.TAKEN)
+        self._gone += len(entry.twins)
+
+    def _join_running(self, entry: Entry) -> bool:
+        """Make an entry the twin of one that is being computed, where there is one."""
+        leader = self._running.get(entry.prepared.identity)
+        if leader is None or entry.deadline <= self._clock():
+            return False
+        entry.state = EntryState.TAKEN
+        leader.twins.append(entry)
+        return True
+
+
+def _waits(entry: Entry) -> bool:
+    return entry.state is EntryState.WAITING
 
 
 def _head(request: deque[Entry]) -> Entry | None:
-    """A request's first entry that waits still; those before it, dropped, are forgotten."""
-    while request and request[0].state is not EntryState.WAITING:
+    """A request's first entry that waits still; those before it, gone, are forgotten."""
+    while request and not _waits(request[0]):
         request.popleft()
     return request[0] if request else None

@@ -18,12 +18,15 @@ import numpy.typing as npt
 
 from models.base import DeviceLost, EmbeddingModel
 from scheduler.batch_queue import BatchQueue
-from scheduler.entry import Batch, BatchReport, Entry, Vector
+from scheduler.entry import Batch, BatchReport, Entry, Source, Vector
 from scheduler.errors import BatchFailed
+from scheduler.vector_cache import VectorCache
 
 log = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.float32]
+# Entries that are through, with what came of each.
+Outcomes = Sequence[tuple[Entry, Vector | BatchFailed]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +48,23 @@ class Callbacks:
 
 
 class DeviceWorker:
-    """One dedicated thread. `load` runs in it, so that everything of the device belongs to one thread."""
+    """One dedicated thread. `load` runs in it, so that everything of the device belongs to one thread. `cache` gets what is
+    computed, on the event loop."""
 
     def __init__(
         self,
         load: Callable[[], EmbeddingModel],
         queue: BatchQueue,
+        cache: VectorCache,
         loop: asyncio.AbstractEventLoop,
         callbacks: Callbacks,
     ) -> None:
         self._load = load
         self._queue = queue
+        self._cache = cache
         self._loop = loop
         self._callbacks = callbacks
         self._busy_since: float | None = None
-        self._held: Sequence[Entry] = ()
         # A daemon: a forward pass that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
@@ -77,10 +82,6 @@ class DeviceWorker:
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def held(self) -> Sequence[Entry]:
-        """The entries of the batch that is running."""
-        return self._held
-
     def _run(self) -> None:
         try:
             model = self._load()
@@ -91,33 +92,33 @@ class DeviceWorker:
         self._tell(self._callbacks.on_loaded, loaded)
         try:
             while batch := self._queue.next_batch():
-                self._held = batch.entries
                 self._run_batch(model, batch)
-                self._held = ()
                 # An idle device keeps no inputs alive.
                 del batch
         except BaseException as error:
             log.critical("the device's thread ends: %s", error, exc_info=True)
-            self._tell(self._callbacks.on_death, error, self._held)
+            self._tell(self._callbacks.on_death, error, self._queue.finish())
 
     def _run_batch(self, model: EmbeddingModel, batch: Batch) -> None:
         taken_at = time.monotonic()
-        outcomes: list[Vector | BatchFailed] = []
+        results: list[tuple[npt.NDArray[np.float32] | BatchFailed, float]] = []
         for entries, result in self._embed(model, batch.entries):
-            device_seconds = time.monotonic() - taken_at
-            if isinstance(result, BatchFailed):
-                outcomes.append(result)
-                continue
-            for entry, row in zip(entries, result, strict=True):
-                outcomes.append(Vector(row, taken_at - entry.enqueued_at, device_seconds))
+            done_at = time.monotonic()
+            results += [(one, done_at) for one in ([result] * len(entries) if isinstance(result, BatchFailed) else result)]
+        self._queue.finish()
+        outcomes = [
+            (one, _outcome(one, one is not leader, result, taken_at, done_at))
+            for leader, (result, done_at) in zip(batch.entries, results, strict=True)
+            for one in (leader, *leader.twins)
+        ]
         report = BatchReport(
             size=len(batch.entries),
             num_tokens=batch.num_tokens,
-            waits=[taken_at - entry.enqueued_at for entry in batch.entries],
+            waits=[_waited(entry, taken_at) for entry, _ in outcomes],
             device_seconds=time.monotonic() - taken_at,
-            failed=sum(isinstance(outcome, BatchFailed) for outcome in outcomes),
+            failed=sum(isinstance(outcome, BatchFailed) for _, outcome in outcomes),
         )
-        self._tell(self._resolve, batch.entries, outcomes, report)
+        self._tell(self._resolve, outcomes, report)
 
     def _embed(self, model: EmbeddingModel, entries: Sequence[Entry]) -> Iterator[tuple[Sequence[Entry], Rows | BatchFailed]]:
         """Run entries, in halves where the whole fails; yields them in order, with their rows, or alone with their error."""
@@ -135,6 +136,9 @@ class DeviceWorker:
         try:
             rows = model.embed([entry.prepared for entry in entries])
             _check(rows, len(entries))
+            # A row goes to all callers of its input: what one does with it, the others must not see.
+            rows = rows.view()
+            rows.flags.writeable = False
             return rows
         except DeviceLost:
             raise
@@ -149,9 +153,11 @@ class DeviceWorker:
         finally:
             self._busy_since = None
 
-    def _resolve(self, entries: Sequence[Entry], outcomes: Sequence[Vector | BatchFailed], report: BatchReport) -> None:
+    def _resolve(self, outcomes: Outcomes, report: BatchReport) -> None:
         """On the loop: all futures of a batch in one wake-up."""
-        for entry, outcome in zip(entries, outcomes, strict=True):
+        for entry, outcome in outcomes:
+            if isinstance(outcome, Vector) and outcome.source is Source.COMPUTED:
+                self._cache.put(entry.prepared.identity, outcome.row)
             if entry.future.done():
                 continue
             if isinstance(outcome, BatchFailed):
@@ -165,6 +171,25 @@ class DeviceWorker:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:
             log.warning("the event loop has closed; a result of the device's thread is lost")
+
+
+def _outcome(
+    entry: Entry, is_twin: bool, result: npt.NDArray[np.float32] | BatchFailed, taken_at: float, done_at: float
+) -> Vector | BatchFailed:
+    """What an entry gets of its batch's result for its input. A twin gets an error of its own: raising one changes it."""
+    if not isinstance(result, BatchFailed):
+        source = Source.IN_FLIGHT if is_twin else Source.COMPUTED
+        return Vector(result, _waited(entry, taken_at), done_at - max(taken_at, entry.enqueued_at), source)
+    if not is_twin:
+        return result
+    failed = BatchFailed(*result.args)
+    failed.__cause__ = result.__cause__
+    return failed
+
+
+def _waited(entry: Entry, taken_at: float) -> float:
+    """Seconds; 0 for one that came while its twin was being computed."""
+    return max(0.0, taken_at - entry.enqueued_at)
 
 
 def _check(rows: Rows, count: int) -> None:

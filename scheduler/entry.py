@@ -25,24 +25,40 @@ class EntryState(Enum):
     DROPPED = auto()
 
 
+class Source(Enum):
+    """COMPUTED: by the device, for this input; IN_FLIGHT: for an identical one under way; CACHED: for one before it."""
+
+    COMPUTED = "computed"
+    IN_FLIGHT = "in_flight"
+    CACHED = "cached"
+
+
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """What an entry's future resolves to: a unit vector, float32 of shape (width,), and how long it took to get."""
+    """What an entry's future resolves to: a unit vector, float32 of shape (width,), and how long it took to get.
+
+    The row may be another caller's too: it is read-only.
+    """
 
     row: npt.NDArray[np.float32]
     queue_seconds: float
     device_seconds: float
+    source: Source = Source.COMPUTED
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One input on its way to the device. Its state is the BatchQueue's to change."""
+    """One input on its way to the device. Its state and its twins are the BatchQueue's to change.
+
+    `twins` are entries with the same input that are taken with it, and get its vector or its failure.
+    """
 
     prepared: PreparedInput
     future: asyncio.Future[Vector]
     enqueued_at: float
     deadline: float
     state: EntryState = EntryState.ARRIVING
+    twins: list[Entry] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -58,7 +74,7 @@ class Submission:
 
 @dataclass(slots=True)
 class Batch:
-    """What the device runs at once."""
+    """What the device runs at once: no two entries alike."""
 
     entries: list[Entry] = field(default_factory=list)
     num_tokens: int = 0
@@ -70,8 +86,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """What one batch took. `waits` are seconds from each entry's arrival to its taking, `device_seconds` is the forward pass,
-    `failed` counts inputs without a vector."""
+    """What one batch took. `size` and `num_tokens` are what the device computed, `device_seconds` is the forward pass. `waits`
+    are seconds from arrival to taking, one for each input and each of its twins; `failed` counts those without a vector."""
 
     size: int
     num_tokens: int

@@ -2,7 +2,8 @@
 
 All methods are for the event loop's thread. The way of an input: `reserve` sets a place aside before any work is done for it;
 `submit` puts it on the asyncio intake queue; a pump moves it into the BatchQueue; the DeviceWorker takes it in a batch and
-resolves its future. A place is given back when the device takes the input, or its caller gives it up.
+resolves its future. A place is given back when the device takes the input, or its caller gives it up. An input whose vector is
+cached gets it at `submit`, and never waits.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from enum import Enum
 from models.base import EmbeddingModel, PreparedInput
 from scheduler.batch_queue import BatchQueue
 from scheduler.device_worker import Callbacks, DeviceWorker, Loaded
-from scheduler.entry import BatchReport, Entry, EntryState, Submission, Vector
+from scheduler.entry import BatchReport, Entry, EntryState, Source, Submission, Vector
 from scheduler.errors import DeadlineExceeded, Draining, NotReady, Overloaded, SchedulerError, WorkerDied
+from scheduler.vector_cache import VectorCache
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Limits:
     max_queue_size: int = 8192
     max_input_tokens: int = 8192
     worker_stall: float | None = None
+    vector_cache_bytes: int = 0
 
 
 class Reservation:
@@ -113,6 +116,7 @@ class Scheduler:
             max_batch_size=limits.max_batch_size,
             max_batch_wait=limits.max_batch_wait,
         )
+        self._cache = VectorCache(limits.vector_cache_bytes)
         self._worker: DeviceWorker | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -120,7 +124,7 @@ class Scheduler:
         """Start the device's thread, which loads the model; `state` says when it is ready."""
         loop = asyncio.get_running_loop()
         callbacks = Callbacks(self._loaded, self._load_failed, self._batch_done, self._died)
-        self._worker = DeviceWorker(self._load, self._queue, loop, callbacks)
+        self._worker = DeviceWorker(self._load, self._queue, self._cache, loop, callbacks)
         self._worker.start()
         self._tasks = [loop.create_task(self._pump(), name="intake"), loop.create_task(self._watch(), name="stall-watch")]
 
@@ -144,7 +148,7 @@ class Scheduler:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._worker and self._model:
             await asyncio.to_thread(self._worker.join, timeout)
-            self._fail(self._worker.held(), Draining, "the server is stopping")
+            self._fail(self._queue.finish(), Draining, "the server is stopping")
 
     @property
     def model(self) -> EmbeddingModel:
@@ -191,7 +195,21 @@ class Scheduler:
             raise WorkerDied("the device is lost")
         if self._abandoned:
             raise Draining("the server is stopping")
-        entries = [Entry(prepared, loop.create_future(), now, deadline) for prepared in inputs]
+        futures: list[asyncio.Future[Vector]] = []
+        entries: list[Entry] = []
+        for prepared in inputs:
+            futures.append(loop.create_future())
+            if (row := self._cache.get(prepared.identity)) is not None:
+                futures[-1].set_result(Vector(row, 0.0, 0.0, Source.CACHED))
+            else:
+                entries.append(Entry(prepared, futures[-1], now, deadline))
+        if entries:
+            self._queue_up(entries, deadline)
+        return futures
+
+    def _queue_up(self, entries: Sequence[Entry], deadline: float) -> None:
+        """Put a request's entries on the intake queue, to be dropped when they are cancelled or late."""
+        loop = asyncio.get_running_loop()
         timer = loop.call_at(deadline, self._expire, entries)
         unsettled = len(entries)
 
@@ -207,7 +225,6 @@ class Scheduler:
             entry.future.add_done_callback(lambda _, entry=entry: settle(entry))  # type: ignore[misc]
         self._arriving += len(entries)
         self._intake.put_nowait(Submission(entries))
-        return [entry.future for entry in entries]
 
     async def _pump(self) -> None:
         while True:
@@ -224,9 +241,9 @@ class Scheduler:
             if self._model is None or self.state is State.FAILED:
                 continue
             if (busy := worker.busy_seconds()) > self.stall_seconds:
-                self._died(WorkerDied(f"no progress on the device for {busy:.0f} s"), worker.held())
+                self._died(WorkerDied(f"no progress on the device for {busy:.0f} s"), self._queue.finish())
             elif not worker.is_alive():
-                self._died(WorkerDied("the device's thread has ended"), worker.held())
+                self._died(WorkerDied("the device's thread has ended"), self._queue.finish())
 
     @property
     def stall_seconds(self) -> float:
@@ -256,8 +273,8 @@ class Scheduler:
         self._on_failure(error, False)
 
     def _batch_done(self, report: BatchReport) -> None:
-        # What fails at once says nothing of how fast the backlog is worked off.
-        if done := report.size - report.failed:
+        # What fails at once says nothing of how fast the backlog is worked off; a twin is worked off like any other.
+        if done := len(report.waits) - report.failed:
             rate = done / max(report.device_seconds, 1e-6)
             self._inputs_per_second += (rate - self._inputs_per_second) * (RATE_WEIGHT if self._inputs_per_second else 1.0)
         self._on_batch(report)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from app.keys import SCHEDULER
+from app.keys import LIFECYCLE, SCHEDULER
 from models.base import EmbeddingInput
 from models.pooling import to_dimension
 from tests.conftest import Client, Serve
@@ -561,6 +561,46 @@ async def test_a_batch_too_large_for_the_device_is_halved(serve: Serve) -> None:
     assert all(same(row, fake.vector(f"text {index}")) for index, row in enumerate(got))
 
 
+# Inputs that are alike
+
+
+async def test_identical_requests_at_once_are_computed_once(serve: Serve) -> None:
+    fake = FakeModel(gate=threading.Event())
+    client = await serve(fake)
+    scheduler = client.app[SCHEDULER]
+    body = {"input": ["the same", {"text": "the same", "image": CAT_URI}, "the same"]}
+    requests = [asyncio.create_task(embed(client, body)) for _ in range(20)]
+    await until(lambda: client.app[LIFECYCLE].in_flight == 20 and not scheduler.queue_depth)
+    assert fake.gate is not None
+    fake.gate.set()
+    replies = await asyncio.gather(*requests)
+    assert fake.embedded == 2
+    for reply in replies:
+        text, mixed, again = vectors(reply)
+        assert same(text, fake.vector("the same")) and same(again, text)
+        assert same(mixed, fake.vector(CAT, "the same"))
+        assert reply["usage"] == replies[0]["usage"]
+    assert replies[0]["usage"]["total_tokens"] == 2 * 12 + 22
+
+
+async def test_twins_may_ask_for_different_dimensions(client: Client, fake: FakeModel) -> None:
+    bodies = [{"input": "the same", "dimensions": dimensions} for dimensions in (4, 8, 16)]
+    for reply, body in zip(await asyncio.gather(*(embed(client, body) for body in bodies)), bodies, strict=True):
+        wanted = to_dimension(fake.vector("the same")[None], body["dimensions"])[0]
+        assert np.allclose(vectors(reply)[0], wanted, atol=1e-6)
+
+
+async def test_with_a_cache_what_comes_again_is_not_computed_again(serve: Serve) -> None:
+    fake = FakeModel()
+    client = await serve(fake, vector_cache_mb=1)
+    for _ in range(3):
+        reply = await embed(client, {"input": ["a", "b", CAT_URI]})
+        assert [same(*pair) for pair in zip(vectors(reply), map(fake.vector, ("a", "b", CAT)), strict=True)] == [True] * 3
+    assert fake.embedded == 3
+    await embed(client, {"input": ["a"], "instruction": "find"})
+    assert fake.embedded == 4
+
+
 # Clients that leave
 
 
@@ -576,7 +616,7 @@ async def test_a_client_that_leaves_is_not_computed(serve: Serve) -> None:
     client = await serve(fake, max_queue_size=4, max_inputs_per_request=4)
     scheduler = client.app[SCHEDULER]
     running = asyncio.create_task(client.embed({"input": "on the device"}))
-    await until(lambda: scheduler.queue_depth == 0 and scheduler._worker and scheduler._worker.held())
+    await until(lambda: scheduler.queue_depth == 0 and scheduler._worker and scheduler._worker.busy_seconds())
     leaving = asyncio.create_task(client.embed({"input": ["a", "b", "c", "d"]}))
     await until(lambda: scheduler.queue_depth == 4)
     assert (await client.embed({"input": "one too many"}))[0] == 429

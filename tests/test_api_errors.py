@@ -344,7 +344,7 @@ async def full(serve: Serve) -> AsyncIterator[tuple[Client, FakeModel]]:
     tasks = [asyncio.create_task(client.embed(GOOD))]
     assert fake.gate is not None
     try:
-        await until(lambda: scheduler._worker and scheduler._worker.held())
+        await until(lambda: scheduler._worker and scheduler._worker.busy_seconds())
         tasks.append(asyncio.create_task(client.embed({"input": ["b", "c"]})))
         await until(lambda: scheduler.queue_depth == 2)
         yield client, fake
@@ -374,9 +374,9 @@ async def test_retry_after_follows_from_the_backlog(serve: Serve) -> None:
     assert (await client.embed(GOOD))[0] == 200
     fake.seconds_per_batch, fake.gate = 0.0, threading.Event()
     try:
-        waiting = asyncio.create_task(client.embed({"input": ["a"] * 8}))
+        waiting = asyncio.create_task(client.embed({"input": [f"text {number}" for number in range(8)]}))
         await until(lambda: client.app[SCHEDULER].queue_depth == 7)
-        async with client.session.post("/v1/embeddings", json={"input": ["a"] * 2}) as reply:
+        async with client.session.post("/v1/embeddings", json={"input": ["a", "b"]}) as reply:
             assert reply.status == 429
             # 7 wait, at 2 a second, or less on a machine that is busy.
             assert 4 <= whole_seconds(reply) <= 20
@@ -437,7 +437,7 @@ async def test_504_when_the_device_is_not_free_in_time(serve: Serve) -> None:
     assert fake.gate is not None
     running = asyncio.create_task(client.embed(GOOD))
     try:
-        await until(lambda: client.app[SCHEDULER]._worker and client.app[SCHEDULER]._worker.held())
+        await until(lambda: client.app[SCHEDULER]._worker and client.app[SCHEDULER]._worker.busy_seconds())
         for headers, seconds in (({}, 0.3), ({"X-Request-Timeout": "0.1"}, 0.1), ({"X-Request-Timeout": "9999.5"}, 0.3)):
             started = time.monotonic()
             async with client.session.post("/v1/embeddings", json={"input": ["b", "c"]}, headers=headers) as reply:

@@ -149,7 +149,7 @@ async def test_an_overload_is_a_rate_limit_and_retried(serve: Serve) -> None:
         try:
             tasks = [asyncio.create_task(connected.embeddings.create(model=MODEL, input="on the device"))]
             async with asyncio.timeout(5):
-                while not (scheduler._worker and scheduler._worker.held()):
+                while not (scheduler._worker and scheduler._worker.busy_seconds()):
                     await asyncio.sleep(0.005)
                 tasks.append(asyncio.create_task(connected.embeddings.create(model=MODEL, input="waits")))
                 while scheduler.queue_depth != 1:

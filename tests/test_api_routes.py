@@ -329,6 +329,7 @@ METRICS = {
     "embedding_requests_total",
     "embedding_request_seconds_count",
     "embedding_inputs_total",
+    "embedding_shared_total",
     "embedding_tokens_total",
     "embedding_queue_depth",
     "embedding_queue_seconds_count",
@@ -361,30 +362,35 @@ async def samples(client: Client) -> dict[str, float]:
 async def test_metrics_are_all_there_and_move(serve: Serve) -> None:
     fake = FakeModel(fail_text="poison", seconds_per_batch=0.01)
     async with image_host(cat=png(picture())) as host:
-        client = await serve(fake, image_url_allowed_hosts=frozenset({host.host}), max_queue_size=3, max_inputs_per_request=3)
+        client = await serve(
+            fake, image_url_allowed_hosts=frozenset({host.host}), max_queue_size=3, max_inputs_per_request=3, vector_cache_mb=1
+        )
         before = await samples(client)
         assert before["embedding_ready"] == 1
         assert (await client.embed({"input": ["abc", {"text": "de", "image": host.url("/cat.png")}]}))[0] == 200
+        assert (await client.embed({"input": ["fgh", "fgh", "abc"]}))[0] == 200
         assert (await client.embed({"input": ["poison"]}))[0] == 500
         assert (await client.embed({"input": 7}))[0] == 400
         assert (await client.embed({"input": "a"}, headers={"Authorization": "no"}))[0] == 401
     after = await samples(client)
     assert {name.partition("{")[0] for name in after} >= METRICS
     wanted = {
-        'embedding_requests_total{status="200"}': 1,
+        'embedding_requests_total{status="200"}': 2,
         'embedding_requests_total{status="500"}': 1,
         'embedding_requests_total{status="400"}': 1,
         'embedding_requests_total{status="401"}': 1,
-        "embedding_request_seconds_count": 4,
-        'embedding_inputs_total{kind="text"}': 1,
+        "embedding_request_seconds_count": 5,
+        'embedding_inputs_total{kind="text"}': 4,
         'embedding_inputs_total{kind="image"}': 1,
-        'embedding_tokens_total{kind="text"}': 3 + 4 + 2 + 4,
+        'embedding_shared_total{how="in_flight"}': 1,
+        'embedding_shared_total{how="cached"}': 1,
+        'embedding_tokens_total{kind="text"}': 3 + 4 + 2 + 4 + 3 + 4,
         'embedding_tokens_total{kind="image"}': 10,
         "embedding_queue_depth": 0,
-        "embedding_queue_seconds_count": 3,
-        "embedding_prepare_seconds_count": 2,
-        "embedding_batch_size_sum": 3,
-        "embedding_batch_tokens_sum": 7 + 16 + 10,
+        "embedding_queue_seconds_count": 5,
+        "embedding_prepare_seconds_count": 3,
+        "embedding_batch_size_sum": 4,
+        "embedding_batch_tokens_sum": 7 + 16 + 7 + 10,
         "embedding_batch_seconds_count": after["embedding_batches_total"],
         'embedding_rejected_total{reason="invalid"}': 1,
         'embedding_rejected_total{reason="unauthorized"}': 1,

@@ -344,6 +344,18 @@ def test_real_files_are_far_from_the_bounds() -> None:
     assert decode(png(9, 9, bytes(90), chunks)).size == (9, 9)
 
 
+@pytest.mark.parametrize("piece", [16, 64, 1000, 1 << 18])
+def test_a_search_in_pieces_finds_all_wherever_they_end(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    """As many scans as are refused, and EXIF in every place against the ends of the pieces."""
+    monkeypatch.setattr(image_decode, "_SEARCHED", piece)
+    assert len(list(image_decode._search(image_decode._JPEG_SCAN, progressive_jpeg(65)))) > 64
+    for before in range(40):
+        data = b"\xff\xd8" + b"x" * before + b"\xff\xe1\x00\x10Exif\0\0" + b"y" * 50 + b"\xff\xe1\xff\xe1Exif\0\0"
+        assert image_decode._defused_jpeg(data) == data.replace(b"Exif", b"none")
+    plain = b"\xff\xd8" + bytes(3000)
+    assert image_decode._defused_jpeg(plain) is plain
+
+
 def test_exif_is_hidden_from_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     data = exif_jpeg()
     monkeypatch.setattr(Image.Exif, "load", lambda *_: pytest.fail("EXIF was parsed"))

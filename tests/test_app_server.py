@@ -116,7 +116,7 @@ def test_idle_connections_do_not_hold_up_the_end() -> None:
 def test_the_second_signal_is_the_end() -> None:
     with process(FAKE_SECONDS_PER_BATCH="30", MAX_BATCH_SIZE="1") as running:
         running.until_status("ok")
-        with in_threads(2, lambda index: embed(running, "a")) as futures:
+        with in_threads(2, lambda index: embed(running, f"text {index}")) as futures:
             until_busy(running, 1)
             running.popen.terminate()
             running.until_status("draining")

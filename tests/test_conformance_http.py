@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pytest
 
-from tests.conformance.report import BARS, CASES, FOLDER, golden, load
+from tests.conformance.report import BARS, CASES, FOLDER, case_input, golden, load
 from tests.conftest import Serve
 from tests.oracle import cosines
 
@@ -57,3 +57,29 @@ async def test_every_case(serve: Serve, together: bool) -> None:
         rows = answers[: len(items)]
     near = cosines(np.array(rows, dtype=np.float32), golden())
     assert near.min() >= BARS["float32"], (CASES[near.argmin()]["id"], near.min())
+
+
+async def test_shared_and_cached_vectors_are_those_of_an_input_alone(serve: Serve) -> None:
+    """Every case by three callers at once, in batches of whatever comes, and then again from the cache."""
+    model = load("float32")
+    client = await serve(model, max_batch_tokens=4096, vector_cache_mb=4)
+    alone = np.concatenate([model.embed([model.prepare(case_input(case))]) for case in CASES])
+    items = [request_item(case) for case in CASES]
+
+    async def ask(order: list[int]) -> np.ndarray:
+        body = io.BytesIO(orjson.dumps({"input": [items[index] for index in order]}))
+        async with client.request("POST", "/v1/embeddings", data=body) as answer:
+            assert answer.status == 200
+            rows = (await answer.json())["data"]
+        by_case = sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])
+        return np.array([row["embedding"] for _, row in by_case], dtype=np.float32)
+
+    forth = list(range(len(items)))
+    rounds = [await asyncio.gather(ask(forth), ask(forth[::-1]), ask(forth[1::2] + forth[::2])) for _ in range(2)]
+    for got in (*rounds[0], *rounds[1]):
+        near = cosines(got, alone)
+        assert near.min() >= 0.9999, (CASES[near.argmin()]["id"], near.min())
+    async with client.session.get("/metrics") as answer:
+        metrics = await answer.text()
+    assert f'embedding_shared_total{{how="cached"}} {3.0 * len(items)}' in metrics
+    assert 'embedding_shared_total{how="in_flight"}' in metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 import time
@@ -36,9 +37,14 @@ def make_queue(tokens: int = 100, size: int = 10, wait: float = 0.0, clock: Call
     return BatchQueue(max_batch_tokens=tokens, max_batch_size=size, max_batch_wait=wait, clock=clock or Clock())
 
 
-def make_entry(num_tokens: int, *, enqueued_at: float = 100.0, deadline: float = inf) -> Entry:
+CONTENTS = itertools.count()
+
+
+def make_entry(num_tokens: int, *, content: int | None = None, enqueued_at: float = 100.0, deadline: float = inf) -> Entry:
+    """An entry unlike all others, or like those with the same content."""
     no_future: Any = None
-    return Entry(PreparedInput(np.zeros(num_tokens, dtype=np.int64)), no_future, enqueued_at, deadline)
+    token_ids = np.full(num_tokens, next(CONTENTS) if content is None else -1 - content, dtype=np.int64)
+    return Entry(PreparedInput(token_ids), no_future, enqueued_at, deadline)
 
 
 def add(queue: BatchQueue, *sizes: int, **times: float) -> list[Entry]:
@@ -48,12 +54,28 @@ def add(queue: BatchQueue, *sizes: int, **times: float) -> list[Entry]:
     return entries
 
 
-def take(queue: BatchQueue) -> list[Entry]:
+def add_alike(queue: BatchQueue, *contents: int, **times: float) -> list[Entry]:
+    """One request of one-token entries: alike where their contents are."""
+    entries = [make_entry(1, content=content, **times) for content in contents]
+    queue.add(Submission(entries))
+    return entries
+
+
+def start(queue: BatchQueue) -> list[Entry]:
+    """Take a batch, which is not finished: what is added may join it."""
     batch = queue.next_batch()
     assert batch is not None
     assert batch.num_tokens == sum(entry.num_tokens for entry in batch.entries)
-    assert all(entry.state is EntryState.TAKEN for entry in batch.entries)
+    taken = [entry for leader in batch.entries for entry in (leader, *leader.twins)]
+    assert all(entry.state is EntryState.TAKEN for entry in taken)
     return batch.entries
+
+
+def take(queue: BatchQueue) -> list[Entry]:
+    """Take a batch, and be done with it."""
+    entries = start(queue)
+    queue.finish()
+    return entries
 
 
 def waits_of(
@@ -301,6 +323,156 @@ def test_take_all_empties_the_queue() -> None:
     assert queue.next_batch() is None
 
 
+# Entries that are alike
+
+
+def test_what_is_alike_is_taken_with_the_first_and_counts_once() -> None:
+    queue = make_queue(tokens=3, size=3)
+    first, second = add_alike(queue, 1, 2, 1, 1), add_alike(queue, 1, 3)
+    assert take(queue) == [first[0], second[1], first[1]]
+    assert first[0].twins == [first[2], first[3], second[0]]
+    assert not first[1].twins and not second[1].twins
+    assert (len(queue), queue.waiting_tokens) == (0, 0)
+
+
+def test_whichever_is_taken_first_takes_the_others_along() -> None:
+    """A bulk request's copy of another's only input never holds that one up, nor does it wait for its own turn."""
+    queue = make_queue(size=2)
+    bulk, single = add_alike(queue, 10, 11, 12, 13, 1), add_alike(queue, 1)
+    assert take(queue) == [bulk[0], single[0]]
+    assert single[0].twins == [bulk[4]]
+    assert take(queue) == bulk[1:3]
+    other = add_alike(queue, 13, 14)
+    assert take(queue) == [bulk[3], other[1]]
+    assert bulk[3].twins == [other[0]]
+
+
+def test_no_two_entries_of_a_batch_are_alike() -> None:
+    queue = make_queue(size=256, tokens=10_000)
+    add_alike(queue, *[number % 7 for number in range(200)])
+    batch = take(queue)
+    assert sorted(len(entry.twins) for entry in batch) == [27] * 3 + [28] * 4
+
+
+def test_what_comes_while_its_like_is_computed_joins_it() -> None:
+    queue = make_queue(size=1)
+    (leader,) = add_alike(queue, 1)
+    assert start(queue) == [leader]
+    joined, waiting = add_alike(queue, 1, 2), add_alike(queue, 3)
+    assert leader.twins == joined[:1]
+    assert [entry.state for entry in joined] == [EntryState.TAKEN, EntryState.WAITING]
+    assert (len(queue), queue.waiting_tokens) == (2, 2)
+    assert not queue.drop(joined[0])
+    assert queue.finish() == [leader, joined[0]]
+    assert take(queue) == joined[1:]
+    assert take(queue) == waiting
+
+
+def test_what_comes_after_the_end_waits() -> None:
+    queue = make_queue()
+    (leader,) = add_alike(queue, 1)
+    start(queue)
+    assert queue.finish() == [leader]
+    assert queue.finish() == []
+    later = add_alike(queue, 1)
+    assert take(queue) == later
+    assert not leader.twins
+
+
+def test_what_a_device_held_is_told_with_its_twins() -> None:
+    queue = make_queue()
+    first, second = add_alike(queue, 1, 2, 1), add_alike(queue, 2)
+    start(queue)
+    late = add_alike(queue, 1)
+    assert sorted(map(id, queue.finish())) == sorted(map(id, [*first, *second, *late]))
+
+
+def test_a_late_one_joins_neither_what_is_taken_nor_what_is_computed() -> None:
+    clock = Clock()
+    queue = make_queue(clock=clock)
+    late, in_time = add_alike(queue, 1, deadline=101.0), add_alike(queue, 1, 1)
+    clock.now = 101.0
+    assert start(queue) == in_time[:1]
+    assert in_time[0].twins == in_time[1:]
+    assert late[0].state is EntryState.DROPPED
+    later = add_alike(queue, 1, deadline=100.5)
+    assert later[0].state is EntryState.WAITING
+    assert in_time[0].twins == in_time[1:]
+    queue.finish()
+    fresh = add_alike(queue, 1)
+    assert take(queue) == fresh
+    assert not fresh[0].twins
+
+
+def test_a_late_one_behind_its_like_is_left_for_its_timer() -> None:
+    clock = Clock()
+    queue = make_queue(clock=clock, size=1)
+    leader, late = add_alike(queue, 1), add_alike(queue, 1, deadline=101.0)
+    clock.now = 101.0
+    assert take(queue) == leader
+    assert not leader[0].twins
+    assert late[0].state is EntryState.WAITING
+    again = add_alike(queue, 1)
+    assert take(queue) == again
+    assert not again[0].twins
+    assert (len(queue), queue.waiting_tokens) == (0, 0)
+
+
+@pytest.mark.parametrize("gone", [[0], [1], [0, 1], [1, 2], [0, 3], [0, 1, 2], [3, 2, 1]])
+def test_a_cancelled_one_is_no_twin_and_the_others_still_are(gone: list[int]) -> None:
+    queue = make_queue()
+    entries = [add_alike(queue, 1)[0] for _ in range(4)]
+    for index in gone:
+        assert queue.drop(entries[index])
+    left = [entry for index, entry in enumerate(entries) if index not in gone]
+    assert len(queue) == len(left)
+    assert take(queue) == left[:1]
+    assert sorted(map(id, left[0].twins)) == sorted(map(id, left[1:]))
+    assert len(queue) == 0
+    later = add_alike(queue, 1)
+    assert take(queue) == later
+    assert not later[0].twins
+
+
+def test_twins_are_forgotten_while_others_have_their_turn() -> None:
+    """Their requests wait behind many others, and would keep their pixels alive."""
+    queue = make_queue(size=1)
+    (leader,) = add_alike(queue, 1)
+    add(queue, *[1] * 5)
+    arrays = []
+    for _ in range(100):
+        (twin,) = add_alike(queue, 1)
+        arrays.append(weakref.ref(twin.prepared.token_ids))
+    del twin
+    assert take(queue) == [leader]
+    leader.twins.clear()
+    assert sum(array() is not None for array in arrays) == 0
+
+
+def test_cancelled_copies_of_what_waits_are_forgotten_while_the_device_is_busy() -> None:
+    queue = make_queue()
+    (first,) = add_alike(queue, 1)
+    arrays = []
+    for _ in range(100):
+        (copy,) = add_alike(queue, 1)
+        arrays.append(weakref.ref(copy.prepared.token_ids))
+        queue.drop(copy)
+    del copy
+    assert sum(array() is not None for array in arrays) <= 2
+    assert take(queue) == [first]
+    assert not first.twins
+
+
+def test_take_all_takes_what_is_alike_one_by_one() -> None:
+    queue = make_queue()
+    entries = add_alike(queue, 1, 1, 2, 1)
+    assert queue.take_all() == entries
+    assert (len(queue), queue.waiting_tokens) == (0, 0)
+    later = add_alike(queue, 1)
+    assert take(queue) == later
+    assert not later[0].twins
+
+
 # Waiting for more
 
 
@@ -474,6 +646,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.queue = make_queue(tokens=tokens, size=size, clock=self.clock)
         self.requests: list[list[Entry]] = []
+        self.running: list[Entry] = []
         self.came_out: list[Entry] = []
 
     @property
@@ -489,16 +662,31 @@ class QueueMachine(RuleBasedStateMachine):
         self.requests = [[entry for entry in request if id(entry) not in ids] for request in self.requests]
 
     @rule(
-        sizes=st.lists(st.tuples(st.integers(1, 50), st.sampled_from([0.5, 2.0, inf])), min_size=1, max_size=12),
+        # Half of the entries are like others: those of one of three contents, which give their size too.
+        sizes=st.lists(
+            st.tuples(st.integers(1, 50), st.sampled_from([0.5, 2.0, inf]), st.sampled_from([None, None, None, 0, 1, 2])),
+            min_size=1,
+            max_size=12,
+        ),
         gone=st.sets(st.integers(0, 11)),
     )
-    def add(self, sizes: list[tuple[int, float]], gone: set[int]) -> None:
-        entries = [make_entry(size, enqueued_at=self.clock.now, deadline=self.clock.now + left) for size, left in sizes]
+    def add(self, sizes: list[tuple[int, float, int | None]], gone: set[int]) -> None:
+        now = self.clock.now
+        entries = [
+            make_entry(size if content is None else 7 * content + 1, content=content, enqueued_at=now, deadline=now + left)
+            for size, left, content in sizes
+        ]
         dropped = {index for index in gone if index < len(entries) and index % 3 == 0}
         for index in dropped:
             assert self.queue.drop(entries[index])
         self.queue.add(Submission(entries))
-        self.requests.append([entry for index, entry in enumerate(entries) if index not in dropped])
+        arrived = [entry for index, entry in enumerate(entries) if index not in dropped]
+        leaders = {leader.prepared.identity: leader for leader in self.running}
+        joined = [entry for entry in arrived if entry.prepared.identity in leaders]
+        for entry in joined:
+            assert any(entry is twin for twin in leaders[entry.prepared.identity].twins)
+        self.came_out.extend(joined)
+        self.requests.append([entry for entry in arrived if entry.prepared.identity not in leaders])
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -520,25 +708,40 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_time(self.waiting))
     @rule()
     def take(self) -> None:
-        self.check(take(self.queue))
+        self.finish()
+        self.running = start(self.queue)
+        self.check(self.running)
+
+    @rule()
+    def finish(self) -> None:
+        held = [entry for leader in self.running for entry in (leader, *leader.twins)]
+        assert sorted(map(id, self.queue.finish())) == sorted(map(id, held))
+        self.running = []
 
     def check(self, batch: list[Entry]) -> None:
         queue = self.queue
-        assert batch and self.in_time(batch) == batch
+        twins = [twin for entry in batch for twin in entry.twins]
+        taken = [*batch, *twins]
+        assert batch and self.in_time(taken) == taken
         assert len(batch) <= queue.max_batch_size
         tokens = sum(entry.num_tokens for entry in batch)
         assert tokens <= queue.max_batch_tokens or len(batch) == 1
-        ids = set(map(id, batch))
-        assert len(ids) == len(batch)
+        ids = set(map(id, taken))
+        assert len(ids) == len(taken)
         assert ids <= set(map(id, self.waiting))
+        alike = {entry.prepared.identity for entry in batch}
+        assert len(alike) == len(batch), "computed twice"
+        for entry in self.in_time(self.waiting):
+            assert (entry.prepared.identity in alike) == (id(entry) in ids), "a twin left behind"
+        twin_ids = set(map(id, twins))
         for request in self.requests:
-            alive = self.in_time(request)
+            alive = [entry for entry in self.in_time(request) if id(entry) not in twin_ids]
             mine = [entry for entry in batch if any(entry is other for other in request)]
             assert [id(entry) for entry in mine] == [id(entry) for entry in alive[: len(mine)]], "out of order"
         late = [entry for entry in self.waiting if entry.state is EntryState.DROPPED]
         assert not self.in_time(late)
-        self.came_out.extend(batch)
-        self.forget([*batch, *late])
+        self.came_out.extend(taken)
+        self.forget([*taken, *late])
         heads = [request[0] for request in self.requests if request]
         if len(batch) < queue.max_batch_size and len(heads) < LOOK_AHEAD:
             assert all(tokens + head.num_tokens > queue.max_batch_tokens for head in heads), "what fits in was left behind"
@@ -560,6 +763,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue.close()
         while batch := self.queue.next_batch():
             self.check(batch.entries)
+            self.queue.finish()
         assert not self.in_time(self.waiting), "an entry never came out"
         assert (len(self.queue), self.queue.waiting_tokens) == (0, 0)
 

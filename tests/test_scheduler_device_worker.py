@@ -18,8 +18,9 @@ import pytest
 from models.base import DeviceLost, EmbeddingInput, EmbeddingModel, OutOfDeviceMemory, PreparedInput
 from scheduler.batch_queue import BatchQueue
 from scheduler.device_worker import Callbacks, DeviceWorker, Loaded
-from scheduler.entry import BatchReport, Entry, Submission, Vector
+from scheduler.entry import BatchReport, Entry, Source, Submission, Vector
 from scheduler.errors import BatchFailed
+from scheduler.vector_cache import VectorCache
 from tests.fakes import FakeModel
 
 
@@ -42,6 +43,7 @@ class Device:
     worker: DeviceWorker
     queue: BatchQueue
     loop: Any
+    cache: VectorCache
     loaded: list[Loaded] = field(default_factory=list)
     load_errors: list[BaseException] = field(default_factory=list)
     reports: list[BatchReport] = field(default_factory=list)
@@ -91,8 +93,9 @@ async def start() -> AsyncIterator[Start]:
             on_batch=lambda report: device.reports.append(report),
             on_death=lambda error, held: device.deaths.append((error, held)),
         )
-        worker = DeviceWorker(model if callable(model) else lambda: model, queue, counting, callbacks)
-        device = Device(worker, queue, counting)
+        cache = VectorCache(1 << 20)
+        worker = DeviceWorker(model if callable(model) else lambda: model, queue, cache, counting, callbacks)
+        device = Device(worker, queue, counting, cache)
         devices.append(device)
         worker.start()
         return device
@@ -212,7 +215,7 @@ async def test_a_batch_is_reported(start: Start) -> None:
     model = FakeModel(gate=threading.Event(), seconds_per_batch=0.05, fail_text="bad")
     device = start(model)
     inputs = [*prepare("a", "bcd"), model.prepare(EmbeddingInput(("bad",)))]
-    device.submit(inputs[:1])
+    device.submit(prepare("in the way"))
     await until(lambda: device.worker.busy_seconds() > 0)
     entries = device.submit(inputs)
     await asyncio.sleep(0.05)
@@ -234,13 +237,10 @@ async def test_says_what_it_is_busy_with(start: Start) -> None:
     device = start(model)
     await until(lambda: device.loaded)
     assert device.worker.busy_seconds() == 0
-    assert device.worker.held() == ()
     entries = device.submit(prepare("a", "b"))
     await until(lambda: device.worker.busy_seconds() > 0.02)
-    assert list(device.worker.held()) == entries
     model.gate.set()
     await asyncio.gather(*(entry.future for entry in entries))
-    await until(lambda: device.worker.held() == ())
     assert device.worker.busy_seconds() == 0
 
 
@@ -275,7 +275,7 @@ async def test_an_exception_fails_its_input_alone(start: Start, position: int) -
 async def test_every_input_may_fail(start: Start) -> None:
     model = FakeModel(fail_text="bad")
     device = start(model)
-    outcomes = await device.embed([model.prepare(EmbeddingInput(("bad",)))] * 5)
+    outcomes = await device.embed([model.prepare(EmbeddingInput((f"bad {number}",))) for number in range(5)])
     assert [type(outcome) for outcome in outcomes] == [BatchFailed] * 5
     assert len({id(outcome) for outcome in outcomes}) == 5
     assert device.reports[0].failed == 5
@@ -448,6 +448,113 @@ async def test_one_bad_row_fails_its_input_alone(start: Start, value: float) -> 
     assert_vectors(outcomes, texts)
 
 
+# Inputs that are alike
+
+
+async def occupy(device: Device) -> list[Entry]:
+    """Put an input on the device, whose gate is shut."""
+    entries = device.submit(prepare("in the way"))
+    await until(lambda: device.worker.busy_seconds() > 0)
+    return entries
+
+
+async def test_twins_get_the_vector_of_what_is_computed_once(start: Start) -> None:
+    model = FakeModel(gate=threading.Event())
+    device = start(model)
+    await occupy(device)
+    texts = ["a", "b", "a", "c", "a"]
+    entries = [*device.submit(prepare(*texts)), *device.submit(prepare("b"))]
+    wake_ups = device.loop.wake_ups
+    model.gate.set()
+    outcomes = await asyncio.gather(*(entry.future for entry in entries))
+    assert_vectors(outcomes, [*texts, "b"])
+    assert model.batches == [1, 3]
+    assert device.loop.wake_ups == wake_ups + 2
+    assert [outcome.source for outcome in outcomes].count(Source.IN_FLIGHT) == 3
+    report = device.reports[1]
+    assert (report.size, len(report.waits), report.failed) == (3, 6, 0)
+    assert report.num_tokens == sum(item.num_tokens for item in prepare("a", "b", "c"))
+
+
+async def test_what_comes_during_the_pass_gets_its_vector_with_the_others(start: Start) -> None:
+    model = FakeModel(gate=threading.Event())
+    device = start(model)
+    entries = [*(await occupy(device))]
+    await asyncio.sleep(0.05)
+    entries += device.submit(prepare("in the way", "another"))
+    model.gate.set()
+    first, second, third = await asyncio.gather(*(entry.future for entry in entries))
+    assert_vectors([first, second, third], ["in the way", "in the way", "another"])
+    assert model.batches == [1, 1]
+    assert second.queue_seconds == 0.0 < first.queue_seconds
+    assert 0 < second.device_seconds <= first.device_seconds - 0.04
+    assert min(device.reports[0].waits) == 0.0
+    assert (second.source, third.source) == (Source.IN_FLIGHT, Source.COMPUTED)
+
+
+async def test_a_leader_whose_caller_has_gone_changes_nothing_for_its_twins(start: Start) -> None:
+    model = FakeModel(gate=threading.Event())
+    device = start(model)
+    await occupy(device)
+    leader, twin = device.submit(prepare("a", "a"))
+    model.gate.set()
+    await until(lambda: leader.twins)
+    leader.future.cancel()
+    assert_vectors([await twin.future], ["a"])
+    assert leader.future.cancelled()
+    assert device.cache.get(twin.prepared.identity) is not None
+
+
+async def test_a_failure_is_shared_each_with_an_error_of_its_own(start: Start) -> None:
+    model = FakeModel(fail_text="bad")
+    device = start(model)
+    inputs = [model.prepare(EmbeddingInput((text,))) for text in ("bad", "good", "bad", "good", "bad")]
+    outcomes = await device.embed(inputs)
+    assert [type(outcome) for outcome in outcomes] == [BatchFailed, Vector] * 2 + [BatchFailed]
+    failures = outcomes[::2]
+    assert len({id(failure) for failure in failures}) == 3
+    assert {str(failure) for failure in failures} == {"the model could not embed this input"}
+    assert {str(failure.__cause__) for failure in failures if failure} == {"this input breaks the model"}
+    assert_vectors(outcomes[1::2], ["good"] * 2)
+    assert (device.reports[0].size, device.reports[0].failed) == (2, 3)
+
+
+async def test_a_device_that_is_lost_tells_of_twins_too(start: Start) -> None:
+    model = FakeModel(gate=threading.Event(), lose_after=1)
+    device = start(model)
+    entries = device.submit(prepare("a", "b", "a"))
+    await until(lambda: device.worker.busy_seconds() > 0)
+    entries += device.submit(prepare("b"))
+    model.gate.set()
+    await until(lambda: device.deaths)
+    await device.ended()
+    ((_, held),) = device.deaths
+    assert sorted(map(id, held)) == sorted(map(id, entries))
+    # Nothing joins a device that is lost.
+    device.submit(prepare("a"))
+    assert len(device.queue) == 1
+
+
+async def test_a_row_that_several_may_have_cannot_be_changed(start: Start) -> None:
+    device = start(FakeModel())
+    for outcome in await device.embed(prepare("a", "a", "b")):
+        assert isinstance(outcome, Vector)
+        with pytest.raises(ValueError, match="read-only"):
+            outcome.row *= 2
+
+
+async def test_what_is_computed_is_cached_and_nothing_that_failed(start: Start) -> None:
+    model = FakeModel(fail_text="bad")
+    device = start(model)
+    inputs = [model.prepare(EmbeddingInput((text,))) for text in ("a", "bad", "b", "a")]
+    await device.embed(inputs)
+    assert len(device.cache) == 2
+    for item, text in ((inputs[0], "a"), (inputs[2], "b")):
+        row = device.cache.get(item.identity)
+        assert row is not None and np.array_equal(row, model.vector(text))
+        assert row.base is None, "a row keeps its batch alive"
+
+
 # Futures that nobody waits for
 
 
@@ -541,7 +648,7 @@ def test_a_closed_event_loop_does_not_break_the_thread(caplog: pytest.LogCapture
     loop.close()
     queue = BatchQueue(max_batch_tokens=10, max_batch_size=10)
     nothing: Any = lambda *_: None  # noqa: E731
-    worker = DeviceWorker(FakeModel, queue, loop, Callbacks(nothing, nothing, nothing, nothing))
+    worker = DeviceWorker(FakeModel, queue, VectorCache(0), loop, Callbacks(nothing, nothing, nothing, nothing))
     worker.start()
     queue.close()
     worker.join(5)

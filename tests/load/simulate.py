@@ -9,6 +9,7 @@ of a single request beside one with 2,000 inputs.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterable, Sequence
@@ -71,6 +72,7 @@ def simulate(arrivals: Iterable[Arrival], window: float = 0.0, batch_tokens: int
             queue.add(Submission(entries))
             arrived += 1
         if now >= free_at and queue.ready_in() == 0.0 and (batch := queue.next_batch()):
+            queue.finish()
             free_at = now + batch_seconds(batch.num_tokens)
             report.batches.append(len(batch.entries))
             for request in map(owner.pop, batch.entries):
@@ -87,7 +89,8 @@ def simulate(arrivals: Iterable[Arrival], window: float = 0.0, batch_tokens: int
 
 
 def prepared(num_tokens: int) -> PreparedInput:
-    return PreparedInput(np.broadcast_to(np.int64(0), (num_tokens,)))
+    """An input unlike all others."""
+    return PreparedInput(np.broadcast_to(np.int64(next(CONTENTS)), (num_tokens,)))
 
 
 def poisson(rate: float, seconds: float, rng: random.Random) -> list[Arrival]:
@@ -120,6 +123,7 @@ def main() -> None:
     )
 
 
+CONTENTS = itertools.count()
 # In the place of a future: nobody waits in virtual time.
 NOBODY: Any = None
 

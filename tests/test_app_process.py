@@ -1,0 +1,91 @@
+"""What belongs to the served process alone: an application in another process leaves it as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+import app.main
+import app.server
+from app import process
+from app.__main__ import run_server
+from app.keys import SCHEDULER, SERVICE
+from app.main import create_app
+from scheduler.scheduler import State
+from tests.conftest import Client, Serve, make_settings
+from tests.fakes import FakeModel
+
+
+def test_what_is_there_is_looked_at_no_more() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    freed = gc.collect()
+    try:
+        process.freeze_heap()
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
+    assert freed >= 0
+
+
+def test_threads_share_more_often_than_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to: list[float] = []
+    monkeypatch.setattr(sys, "setswitchinterval", set_to.append)
+    process.share_interpreter()
+    assert set_to == [5e-4]
+
+
+def test_the_command_to_serve_does_both_each_at_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+
+    def fake_create_app(settings: object, on_ready: Any) -> object:
+        assert on_ready is process.freeze_heap
+        happened.append("created")
+        return object()
+
+    async def fake_serve(application: object) -> int:
+        happened.append("served")
+        return 0
+
+    monkeypatch.setattr(process, "share_interpreter", lambda: happened.append("shared"))
+    monkeypatch.setattr(app.main, "create_app", fake_create_app)
+    monkeypatch.setattr(app.server, "serve", fake_serve)
+    assert run_server(make_settings()) == 0
+    assert happened == ["shared", "created", "served"]
+
+
+async def test_an_application_alone_changes_nothing(client: Client) -> None:
+    assert (await client.embed({"input": "a"}))[0] == 200
+    assert sys.getswitchinterval() == 5e-3
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("no weights")])
+async def test_ready_is_told_once_the_model_is_and_only_then(error: Exception | None) -> None:
+    told: list[State] = []
+    application = create_app(make_settings(), FakeModel(load_error=error).load, lambda: told.append(scheduler.state))
+    scheduler = application[SCHEDULER]
+    runner = web.AppRunner(application)
+    await runner.setup()
+    assert told == []
+    async with asyncio.timeout(5):
+        while scheduler.state is State.LOADING:
+            await asyncio.sleep(0.005)
+    assert told == ([] if error else [State.READY])
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize(("cores", "workers"), [({3}, 1), ({0, 5}, 2), (set(range(64)), 8)])
+async def test_there_are_as_many_workers_as_cores_that_may_be_used(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, cores: set[int], workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    client = await serve()
+    assert client.app[SERVICE]._tools.workers == workers
