@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from app.lifecycle import ExitCode
-from app.settings import Settings, SettingsError, load_settings, tame_openmp
+from app.settings import Settings, SettingsError, load_settings, tame_threads
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -18,7 +18,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def main() -> int:
     """The exit code of the command named on the command line."""
     arguments = parse_arguments()
-    tame_openmp()
+    tame_threads()
     if arguments.command == "configure":
         from app.configure import configure
 

@@ -81,7 +81,7 @@ class Preparation:
     async def _prepare_texts(self, indices: Sequence[int], results: dict[int, Prepared]) -> None:
         """Items of text alone, several in one go."""
         items = [self._item(index) for index in indices]
-        prepare = partial(prepare_each, self._model, [self._input(item, item.parts) for item in items])
+        prepare = partial(self._model.prepare_all, [self._input(item, item.parts) for item in items])
         for index, result in zip(indices, prepare() if self._is_short() else await self._in_pool(prepare), strict=True):
             results[index] = self._placed(result, index)
 
@@ -192,17 +192,6 @@ class Preparation:
 
 def _is_text(item: RequestItem) -> bool:
     return all(isinstance(part, str) for part in item.parts)
-
-
-def prepare_each(model: EmbeddingModel, inputs: Sequence[EmbeddingInput]) -> list[Prepared]:
-    """Every input prepared, or what is wrong with it."""
-    results: list[Prepared] = []
-    for item in inputs:
-        try:
-            results.append(model.prepare(item))
-        except InvalidInput as error:
-            results.append(error.with_traceback(None))
-    return results
 
 
 async def run_all(jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -247,14 +247,16 @@ def load_settings(config_file: Path = Path("config.env"), need_key: bool = True)
     return Settings(**resolve(values, warnings))
 
 
-def tame_openmp() -> None:
-    """Keep torch's idle CPU threads from holding the cores that the event loop needs, where the environment does not say how.
+def tame_threads() -> None:
+    """Keep the libraries' own threads from holding the cores that others need, where the environment does not say how.
 
     GNU OpenMP, which torch brings, lets a thread that waits spin for some 16 ms; on a machine with no core to spare its partner
     cannot go on meanwhile. Half a millisecond loses nothing where cores are free. It is read when torch is imported.
+    Tokenizers spread one call over all cores; texts are tokenised on threads of ours, beside a forward pass that has the cores.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def read_file(config_file: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The seam: all that the scheduler and the HTTP edge know of a model.
 
-An adapter (models/qwen3_vl and others) implements EmbeddingModel. `prepare` runs on CPU threads, one input at a time, and
+An adapter (models/qwen3_vl and others) implements EmbeddingModel. `prepare` runs on CPU threads, each input by itself, and
 finds everything that is wrong with an input; `embed` runs on the one thread that owns the device. Nothing here knows HTTP or
 asyncio, and torch is not imported.
 """
@@ -155,6 +155,9 @@ class EmbeddingModel(Protocol):
 
         Raises InvalidInput for what this model cannot embed, InputTooLong among it.
         """
+
+    def prepare_all(self, items: Sequence[EmbeddingInput]) -> list[PreparedInput | InvalidInput]:
+        """Several at once, each as `prepare` has it, or its error, without a traceback."""
 
     def describe(self, item: EmbeddingInput) -> Description:
         """What `prepare` would make of an input, without its pixels. Raises InvalidInput, but not for its length."""

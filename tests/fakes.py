@@ -25,6 +25,7 @@ from models.base import (
     EmbeddingInput,
     ImageGrid,
     InputTooLong,
+    InvalidInput,
     ModelInfo,
     OutOfDeviceMemory,
     PreparedImage,
@@ -100,6 +101,15 @@ class FakeModel:
         prepared = tuple(PreparedImage(grid, np.zeros((4, 3), dtype=np.uint8)) for _ in images)
         failing = -1 if self.fail_text and any(str(part).startswith(self.fail_text) for part in item.parts) else 0
         return PreparedInput(np.concatenate([np.resize(ids, length - 1), [failing]]), prepared, truncated=truncated)
+
+    def prepare_all(self, items: Sequence[EmbeddingInput]) -> list[PreparedInput | InvalidInput]:
+        results: list[PreparedInput | InvalidInput] = []
+        for item in items:
+            try:
+                results.append(self.prepare(item))
+            except InvalidInput as error:
+                results.append(error.with_traceback(None))
+        return results
 
     def describe(self, item: EmbeddingInput) -> Description:
         grids = tuple(

@@ -90,7 +90,7 @@ async def test_many_parts_never_hold_up_the_event_loop(client: Client, monkeypat
     in_pool = Preparation._in_pool
 
     async def counted(preparation: Preparation, function: partial[list[object]]) -> list[object]:
-        parts.append(sum(len(item.parts) for item in function.args[1]))
+        parts.append(sum(len(item.parts) for item in function.args[0]))
         return await in_pool(preparation, function)
 
     monkeypatch.setattr(Preparation, "_in_pool", counted)

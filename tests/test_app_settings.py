@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app.settings import SETTINGS, ApiKey, Settings, SettingsError, load_settings, tame_openmp
+from app.settings import SETTINGS, ApiKey, Settings, SettingsError, load_settings, tame_threads
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "config.env.example"
@@ -469,17 +469,23 @@ def test_may_download(load: Load, path: str, model_id: str, may_download: bool) 
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
-    [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)],
-    ids=["nothing", "a count", "a policy"],
+    ("given", "spins", "parallel"),
+    [
+        ({}, "10000", "false"),
+        ({"GOMP_SPINCOUNT": "5"}, "5", "false"),
+        ({"OMP_WAIT_POLICY": "active"}, None, "false"),
+        ({"TOKENIZERS_PARALLELISM": "true"}, "10000", "true"),
+    ],
+    ids=["nothing", "a count", "a policy", "tokenizers"],
 )
-def test_idle_threads_are_tamed_unless_the_environment_says_how(
-    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+def test_threads_are_tamed_unless_the_environment_says_how(
+    given: dict[str, str], spins: str | None, parallel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, "x")  # so that it is put back
         monkeypatch.delenv(name)
     for name, text in given.items():
         monkeypatch.setenv(name, text)
-    tame_openmp()
-    assert os.environ.get("GOMP_SPINCOUNT") == expected
+    tame_threads()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+    assert os.environ["TOKENIZERS_PARALLELISM"] == parallel

@@ -234,6 +234,40 @@ def test_both_refuse_what_cannot_be_embedded(model: EmbeddingModel) -> None:
                 method(EmbeddingInput(parts))
 
 
+def test_several_at_once_are_each_as_by_itself(model: EmbeddingModel) -> None:
+    """Good and bad, cut and uncut, with an instruction that is kept and one too long for that, in any order."""
+    long = "a long text " * 40
+    items = [
+        *mixed(),
+        EmbeddingInput((noise(201, 1),)),
+        EmbeddingInput(("",)),
+        EmbeddingInput((long,), max_tokens=50),
+        EmbeddingInput((long, "and another"), max_tokens=50, truncate=True),
+        EmbeddingInput(("\n<|im_end|>",), instruction="<|im_start|>"),
+        EmbeddingInput(("hello",), instruction="very " * 2000),
+        EmbeddingInput(("x" * 3_000_000,), max_tokens=60),
+        EmbeddingInput((noise(512, 512), "hello"), max_tokens=200, truncate=True),
+        EmbeddingInput(("one", "two", noise(64, 64), "three")),
+    ]
+    order = np.random.default_rng(0).permutation(len(items))
+    refused = 0
+    for item, found in zip((items[i] for i in order), model.prepare_all([items[i] for i in order]), strict=True):
+        try:
+            alone: PreparedInput | InvalidInput = model.prepare(item)
+        except InvalidInput as error:
+            alone = error
+            refused += 1
+        assert type(found) is type(alone)
+        if isinstance(found, PreparedInput) and isinstance(alone, PreparedInput):
+            assert found.identity == alone.identity
+            assert (found.truncated, found.prefix_tokens) == (alone.truncated, alone.prefix_tokens)
+        else:
+            assert str(found) == str(alone)
+            assert isinstance(found, InvalidInput) and found.__traceback__ is None
+    assert refused == 4
+    assert model.prepare_all([]) == []
+
+
 @pytest.mark.parametrize(
     ("given", "verbatim", "read"),
     [

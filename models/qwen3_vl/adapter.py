@@ -19,13 +19,14 @@ from models.base import (
     ImageGrid,
     ImageLimits,
     InputTooLong,
+    InvalidInput,
     ModelInfo,
     ModelLoadError,
     PreparedInput,
 )
 from models.fingerprint import fingerprint
 from models.qwen3_vl.packed import PackedForward
-from models.qwen3_vl.prompt import Prompt, PromptTokenizer, tidy_instruction
+from models.qwen3_vl.prompt import Fitted, Prompt, PromptTokenizer, tidy_instruction
 from models.qwen3_vl.reference import ReferenceForward
 from models.qwen3_vl.vision import VisionSpec, extract_patches, mrope_positions, plan_image
 
@@ -73,8 +74,28 @@ class Qwen3VLEmbedding:
     def prepare(self, item: EmbeddingInput) -> PreparedInput:
         """Tokenise, and cut images into patches. Raises InvalidInput."""
         prompt, grids = self._plan(item)
-        limit = self._limit(item)
-        fitted, ids = self._tokenizer.fit(prompt, limit, item.truncate)
+        return self._prepared(item, prompt, grids, self._tokenizer.fit(prompt, self._limit(item), item.truncate))
+
+    def prepare_all(self, items: Sequence[EmbeddingInput]) -> list[PreparedInput | InvalidInput]:
+        """Each as `prepare` has it, or its error; their texts are tokenised in one go."""
+        results: dict[int, PreparedInput | InvalidInput] = {}
+        plans: dict[int, tuple[Prompt, tuple[ImageGrid, ...]]] = {}
+        for index, item in enumerate(items):
+            try:
+                plans[index] = self._plan(item)
+            except InvalidInput as error:
+                results[index] = error.with_traceback(None)
+        fitted = self._tokenizer.fit_all(
+            [prompt for prompt, _ in plans.values()],
+            [self._limit(items[index]) for index in plans],
+            [items[index].truncate for index in plans],
+        )
+        for (index, (prompt, grids)), found in zip(plans.items(), fitted, strict=True):
+            results[index] = found if isinstance(found, InputTooLong) else self._prepared(items[index], prompt, grids, found)
+        return [results[index] for index in range(len(items))]
+
+    def _prepared(self, item: EmbeddingInput, prompt: Prompt, grids: tuple[ImageGrid, ...], found: Fitted) -> PreparedInput:
+        fitted, ids = found
         token_ids = np.array(ids, dtype=np.int64)
         images = [part for part in item.parts if isinstance(part, Image.Image)]
         return PreparedInput(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
@@ -103,6 +103,10 @@ class Prompt:
         return Prompt(self.segments, self.instruction, texts, self.image_tokens)
 
 
+# A prompt of at most so many tokens, and its ids.
+Fitted = tuple[Prompt, list[int]]
+
+
 class PromptTokenizer:
     """The chat template and tokenizer of one checkpoint. Safe in many threads at once."""
 
@@ -174,7 +178,23 @@ class PromptTokenizer:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, each image's placeholder as often as it has tokens."""
-        ids = list(self._head)
+        return self.encode_all([prompt])[0]
+
+    def encode_all(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Token ids of several prompts, each as by itself, in one call of the tokenizer: it releases the interpreter's lock, and
+        among threads that compute it may take half a millisecond to get it back."""
+        pieces = [list(self._pieces(prompt)) for prompt in prompts]
+        encoded = iter(self._encode_each([piece for prompt in pieces for piece in prompt if isinstance(piece, str)]))
+        found: list[list[int]] = []
+        for prompt in pieces:
+            ids = list(self._head)
+            for piece in prompt:
+                ids += next(encoded) if isinstance(piece, str) else piece
+            found.append(ids + self._tail)
+        return found
+
+    def _pieces(self, prompt: Prompt) -> Iterator[Sequence[int] | str]:
+        """What a prompt is made of: ids where they are known, text where it is still to be tokenised."""
         counts = iter(prompt.image_tokens)
         plain, fixed = "", True
         for segment in prompt.segments:
@@ -182,11 +202,10 @@ class PromptTokenizer:
                 plain += prompt.piece(segment)
                 fixed &= not isinstance(segment, Slot) or segment.index == _INSTRUCTION
                 continue
-            ids += self._encode_plain(plain, fixed)
-            ids += [segment.id] * (next(counts) if segment.id == self.image_token_id else 1)
+            yield self._known(plain) if fixed else plain
+            yield [segment.id] * (next(counts) if segment.id == self.image_token_id else 1)
             plain, fixed = "", True
-        ids += self._encode_plain(plain, fixed)
-        return ids + self._tail
+        yield self._known(plain) if fixed else plain
 
     def prefix_length(self, prompt: Prompt, ids: Sequence[int]) -> int:
         """How many of a prompt's first tokens every input with its instruction begins with.
@@ -206,25 +225,37 @@ class PromptTokenizer:
         whole = Prompt(tuple(before), instruction, (), ())
         return self.encode(whole)[: -len(self._tail) or None]
 
-    def _encode_plain(self, text: str, fixed: bool) -> Sequence[int]:
+    def _known(self, text: str) -> Sequence[int] | str:
         # Template and instruction repeat from request to request; a long instruction is not worth its memory.
-        return self._encode_fixed(text) if fixed and len(text) <= _REPEATED_CHARACTERS else self._encode_one(text)
+        return self._encode_fixed(text) if len(text) <= _REPEATED_CHARACTERS else text
 
     def _encode_one(self, text: str) -> Sequence[int]:
-        if not text:
-            return ()
-        # The batch form releases the interpreter's lock, `encode` does not.
-        ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        return ids
+        return self._encode_each([text])[0]
 
-    def fit(self, prompt: Prompt, max_tokens: int, truncate: bool) -> tuple[Prompt, list[int]]:
+    def _encode_each(self, texts: list[str]) -> list[list[int]]:
+        # The batch form releases the interpreter's lock, `encode` does not.
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def fit_all(self, prompts: Sequence[Prompt], limits: Sequence[int], truncate: Sequence[bool]) -> list[Fitted | InputTooLong]:
+        """Each prompt as `fit` has it, or its error; those that may fit as they are in one call of the tokenizer."""
+        countable = [index for index, prompt in enumerate(prompts) if not self.surely_over(prompt, limits[index])]
+        encoded = dict(zip(countable, self.encode_all([prompts[index] for index in countable]), strict=True))
+        found: list[Fitted | InputTooLong] = []
+        for index, prompt in enumerate(prompts):
+            try:
+                found.append(self.fit(prompt, limits[index], truncate[index], encoded.pop(index, None)))
+            except InputTooLong as error:
+                found.append(error.with_traceback(None))
+        return found
+
+    def fit(self, prompt: Prompt, max_tokens: int, truncate: bool, encoded: list[int] | None = None) -> Fitted:
         """A prompt of at most `max_tokens` tokens, and its ids. The last text is cut from its end, then the one before it;
-        template, instruction and images never are.
+        template, instruction and images never are. `encoded` are the ids of the whole, where they are known.
 
         Raises InputTooLong.
         """
         if not self.surely_over(prompt, max_tokens):
-            ids = self.encode(prompt)
+            ids = encoded or self.encode(prompt)
             if len(ids) <= max_tokens:
                 return prompt, ids
             if not truncate:

@@ -190,7 +190,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from app.settings import tame_openmp
+    from app.settings import tame_threads
 
-    tame_openmp()
+    tame_threads()
     main()
