@@ -51,6 +51,9 @@ class DemoShape:
     append_endoftext: bool = True
     tied: bool = True
     dtype: str = "float32"
+    # Of queries and keys: at 2 attention is sharp, and deep in bfloat16 so sharp that rounding alone moves a vector's cosine by
+    # hundredths.
+    norm_mean: float = 2.0
 
 
 TINY = DemoShape(
@@ -71,7 +74,7 @@ BENCH_40M = DemoShape(
 SHAPE_2B = DemoShape(
     hidden=2048, layers=28, heads=16, kv_heads=8, head_dim=128, intermediate=6144, mrope_section=(24, 20, 20), vocabulary=151936,
     vision_hidden=1024, vision_depth=24, vision_heads=16, vision_intermediate=4096, deepstack=(5, 11, 17), position_grid=48,
-    max_tokens=262144, dtype="bfloat16",
+    max_tokens=262144, dtype="bfloat16", norm_mean=1.0,
 )  # fmt: skip
 SHAPES = {"tiny": TINY, "other": OTHER, "bench-40m": BENCH_40M, "2b": SHAPE_2B}
 
@@ -265,20 +268,20 @@ def _save_model(folder: Path, tokenizer: Any, shape: DemoShape, seed: int) -> No
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, parameter in model.named_parameters():
-            _scatter(name, parameter)
+            _scatter(name, parameter, shape.norm_mean)
     model.save_pretrained(folder)
     # safetensors makes its file readable by its owner alone.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
 
 
-def _scatter(name: str, parameter: torch.Tensor) -> None:
+def _scatter(name: str, parameter: torch.Tensor, norm_mean: float) -> None:
     """Draw one parameter anew. The usual deviation of 0.02 gives a narrow model one vector for all inputs: here each layer
     outweighs the last token's own embedding, and attention is sharp, so that the vector tells of all that was read. Biases and
     norms differ from 0 and 1, so that code which forgets one gives other vectors."""
     import torch
 
     if parameter.dim() == 1:
-        mean = 0.0 if name.endswith(".bias") else 2.0 if name.endswith(("q_norm.weight", "k_norm.weight")) else 1.0
+        mean = 0.0 if name.endswith(".bias") else norm_mean if name.endswith(("q_norm.weight", "k_norm.weight")) else 1.0
         torch.nn.init.normal_(parameter, mean=mean, std=0.1)
     elif "embed" in name and parameter.dim() == 2:
         torch.nn.init.normal_(parameter, std=0.5)

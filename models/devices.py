@@ -64,6 +64,6 @@ def translate(error: Exception) -> Exception:
     if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY):
         return OutOfDeviceMemory(text)
     # A CUDA error that is not memory leaves the context unusable.
-    if isinstance(error, torch.AcceleratorError) or "CUDA error" in text:
+    if isinstance(error, torch.AcceleratorError) or "CUDA error" in text or "Triton Error [CUDA]" in text:
         return DeviceLost(text)
     return error

@@ -17,6 +17,11 @@ def normalize(rows: torch.Tensor) -> torch.Tensor:
     return rows / lengths
 
 
+def nearness(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+    """The least cosine of unit rows of shape (n, width) with the same rows of `other`."""
+    return float((one * other).sum(axis=1).min())
+
+
 def to_dimension(rows: npt.NDArray[np.float32], dimension: int) -> npt.NDArray[np.float32]:
     """Unit rows of shape (n, width) -> unit rows of shape (n, dimension), float32.
 

@@ -150,3 +150,27 @@ def test_torch_before_2_14_is_asked_without_a_flag(monkeypatch: pytest.MonkeyPat
     finally:
         varlen._varlen.cache_clear()
     assert asked == [{"scale": 1.0, "window_size": (-1, 0)}]
+
+
+def test_equal_heads_keep_clear_of_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 2.14 on torch takes cuDNN for the patches of an image unless splits are asked for."""
+    from torch.nn.attention import varlen as torch_varlen
+
+    asked: list[set[str]] = []
+
+    def newer(
+        q: torch.Tensor, k: object, v: object, *bounds: object, scale: float, window_size: object,
+        enable_gqa: bool = False, num_splits: int | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        asked.append({f"gqa {enable_gqa}", f"splits {num_splits}"})
+        return torch.zeros_like(q)
+
+    monkeypatch.setattr(torch_varlen, "varlen_attn", newer)
+    varlen._varlen.cache_clear()
+    try:
+        q, k = torch.zeros(2, 4, 8), torch.zeros(2, 2, 8)
+        VarlenKernel().whole([2], torch.from_numpy)(q, q, q, 1.0)
+        VarlenKernel().causal([Span(2)], torch.from_numpy).every(q, k, k, (), 1.0)
+    finally:
+        varlen._varlen.cache_clear()
+    assert asked == [{"gqa False", "splits 1"}, {"gqa True", "splits None"}]

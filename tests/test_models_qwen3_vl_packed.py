@@ -4,6 +4,9 @@ memory, graphs by a recorder that calls what it recorded. Everything above those
 
 from __future__ import annotations
 
+import gc
+import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -143,7 +146,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def capture(forward: PackedForward, recorder: graphs.Recorder) -> TokenGraphs:
     with torch.inference_mode():
-        return TokenGraphs(forward._text, forward._staging, recorder, forward._run)
+        return TokenGraphs(forward._text, forward._staging, recorder, forward._run, 0.995)
 
 
 def row_of(*lengths: int) -> PackedRow:
@@ -170,6 +173,70 @@ def test_a_graph_that_gives_other_vectors_is_not_used(model: Any, caplog: pytest
     assert len(found) == 0
     assert found.choose(30, 1, 0) is None
     assert caplog.text.count("it is not used") == 5
+
+
+class Addresses:
+    """As CUDA keeps it: where things were, and not the things."""
+
+    def __init__(self) -> None:
+        self.reads: list[weakref.ref[torch.Tensor]] = []
+
+    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        closed_over = inspect.getclosurevars(run).nonlocals
+        attention = closed_over["attention"]
+        tensors = [value for value in closed_over.values() if isinstance(value, torch.Tensor)]
+        tensors += [attention._own.starts, attention._single.starts]
+        self.reads = [weakref.ref(tensor) for tensor in tensors]
+        return lambda: None, run()
+
+
+def test_what_a_graph_reads_lives_as_long_as_the_graph(model: Any) -> None:
+    forward, recorder = forward_of(model), Addresses()
+    with torch.inference_mode():
+        graph = TokenGraph(64, forward._text, forward._staging, recorder)
+    gc.collect()
+    assert len(recorder.reads) == 5
+    assert all(read() is not None for read in recorder.reads)
+    del graph
+    gc.collect()
+    assert not any(read() is not None for read in recorder.reads)
+
+
+class NoMemory:
+    """Fails after some graphs."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        self.left -= 1
+        if self.left < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Replayer().record(run)
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_capture_that_fails_leaves_the_graphs_that_there_are(model: Any, after: int, caplog: pytest.LogCaptureFixture) -> None:
+    forward = forward_of(model)
+    forward.optimize(samples(model), compiler="eager", recorder=NoMemory(after))
+    assert forward._graphs is not None and len(forward._graphs) == after
+    assert "no graph can be captured here: OutOfMemoryError: CUDA out of memory" in caplog.text
+    near = cosines(model.embed(samples(model)[3]), np.concatenate([model.embed([item]) for item in samples(model)[3]]))
+    assert near.min() > 0.99999
+
+
+@pytest.mark.parametrize(("noise", "same"), [(1e-6, 0.995), (1e-3, 0.995), (0.01, 0.96), (0.2, 0.9)])
+def test_how_near_is_the_same_follows_from_rounding(
+    model: Any, noise: float, same: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deep model rounds worse: measured by what company does to its vectors, and never so far that a mistake would pass."""
+    forward = forward_of(model)
+    turned = np.array([[1 - noise, np.sqrt(1 - (1 - noise) ** 2)]], dtype=np.float32)
+    straight = np.array([[1.0, 0.0]], dtype=np.float32)
+    monkeypatch.setattr(
+        PackedForward, "__call__", lambda _, batch: np.repeat(turned if len(batch) > 1 else straight, len(batch), 0)
+    )
+    assert forward._same(samples(model)) == pytest.approx(same, abs=1e-5)
 
 
 def test_which_batch_is_worth_a_graph(model: Any) -> None:
@@ -218,7 +285,7 @@ def embed_all(model: Any) -> list[Rows]:
 def test_layers_are_compiled_once_for_all_layers_and_lengths(model: Any) -> None:
     forward, counter = forward_of(model), CompileCounterWithBackend("eager")
     before = forward._text.steps
-    assert compiled.compile_steps(forward._text, forward._tower, lambda: embed_all(model), counter)
+    assert compiled.compile_steps(forward._text, forward._tower, lambda: embed_all(model), 0.995, counter)
     assert forward._text.steps is not before
     # Of each of the four functions one for a single row, and one for the first number of rows that turned out to vary.
     assert 4 <= counter.frame_count <= 12
@@ -245,7 +312,7 @@ def test_layers_that_cannot_be_trusted_stay_as_they_were(
 ) -> None:
     forward = forward_of(model)
     before, expected = (forward._text.steps, forward._tower.steps), embed_all(model)
-    assert not compiled.compile_steps(forward._text, forward._tower, lambda: embed_all(model), compiler)
+    assert not compiled.compile_steps(forward._text, forward._tower, lambda: embed_all(model), 0.995, compiler)
     assert (forward._text.steps, forward._tower.steps) == before
     assert "the layers are not compiled" in caplog.text
     assert words in caplog.text

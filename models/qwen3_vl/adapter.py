@@ -45,9 +45,12 @@ class Qwen3VLEmbedding:
 
         Raises ModelLoadError.
         """
+        self._device = torch.device(device)
+        if self._device.type == "cuda":
+            # For this thread, which is the one that embeds: streams and graphs are the current device's.
+            torch.cuda.set_device(self._device.index or 0)
         config = AutoConfig.from_pretrained(path, local_files_only=True)
         processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-        self._device = torch.device(device)
         self._limits = limits
         self._spec = VisionSpec.from_processor(processor.image_processor)
         self._tokenizer = PromptTokenizer(processor)
@@ -135,7 +138,9 @@ class Qwen3VLEmbedding:
         images = self.prepare(EmbeddingInput((Image.new("RGB", (96, 64)), Image.new("RGB", (64, 160)))))
         if isinstance(self._forward, PackedForward) and self._compile != "off" and self._device.type == "cuda":
             word = self.prepare(EmbeddingInput(("warm-up",)))
-            samples = [[word], [text, word], [image], [word, images, image, text]]
+            large = self.prepare(EmbeddingInput((Image.new("RGB", (512, 512), "gray"),)))
+            # What varies is compiled for the size that it has first: the usual one, of a full batch.
+            samples = [[word], [text] * 63 + [word], [image], [large] * 4 + [images, word]]
             self._forward.optimize(samples, graphs=self._compile == "auto")
         self.embed([image, text])
         return rates.measure(self.embed, text)

@@ -16,22 +16,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from models.pooling import nearness
 from models.qwen3_vl import text, tower
 
 log = logging.getLogger(__name__)
-
-# Half precision rounds the vectors to some 1e-4 of a cosine, and fused layers round less often than the others.
-SAME = 0.995
 
 
 def compile_steps(
     text_model: text.TextModel,
     vision: tower.VisionTower,
     run: Callable[[], Sequence[npt.NDArray[np.float32]]],
+    same: float,
     backend: Any = "inductor",
 ) -> bool:
     """Compile both models' steps. They are used only if `run`, which embeds samples of every kind, gives the same unit vectors as
-    before; else a warning is logged and all stays as it was. `backend` is torch.compile's."""
+    before, to a cosine of `same`; else a warning is logged and all stays as it was. `backend` is torch.compile's."""
     # As another model of this process may have left it.
     torch.compiler.set_stance("default")
     expected = run()
@@ -42,8 +41,8 @@ def compile_steps(
     vision.steps = tower.Steps(compiled(tower.project), compiled(tower.finish))
     try:
         # The second time, for what the first has found to vary.
-        near = min(float((a * b).sum(axis=1).min()) for _ in range(2) for a, b in zip(run(), expected, strict=True))
-        fault = "" if near >= SAME else f"they give other vectors (cosine {near:.4f})"
+        near = min(nearness(rows, before) for _ in range(2) for rows, before in zip(run(), expected, strict=True))
+        fault = "" if near >= same else f"they give other vectors (cosine {near:.4f})"
     except Exception as error:
         fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if fault:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from models.base import PreparedInput
-from models.pooling import normalize
+from models.pooling import nearness, normalize
 from models.qwen3_vl.attention import PrefixKeys, Span
 from models.qwen3_vl.compiled import compile_steps
 from models.qwen3_vl.graphs import CudaRecorder, Recorder, TokenGraphs
@@ -29,6 +29,12 @@ from models.qwen3_vl.vision import VisionSpec
 
 log = logging.getLogger(__name__)
 
+# Half precision moves a vector's cosine by some 1e-4, a mistake by far more. A deep model may round worse: then it is so many
+# times the rounding that company makes, since layers that are fused round elsewhere too; but never less than this.
+SAME = 0.995
+ROUNDING = 4
+NEVER_SAME = 0.9
+
 
 class PackedForward:
     """Vectors by a Qwen3VLModel as transformers loads it: taken over, and of no other use."""
@@ -40,7 +46,9 @@ class PackedForward:
         self._text = TextModel(model.language_model)
         queries, keys, _ = self._text.sizes.heads
         self._kernel = choose_kernel(model.device, model.dtype, Heads(queries, keys, self._text.sizes.head_dim))
-        self._tower = VisionTower(model.visual, spec, self._kernel, self._staging)
+        vision = model.config.vision_config
+        seeing = Heads(vision.num_heads, vision.num_heads, vision.hidden_size // vision.num_heads)
+        self._tower = VisionTower(model.visual, spec, choose_kernel(model.device, model.dtype, seeing), self._staging)
         self._graphs: TokenGraphs | None = None
         self.prefixes = PrefixCache(self._compute_prefix)
 
@@ -73,11 +81,20 @@ class PackedForward:
         Each is used only if it gives the vectors that there were without it: of `samples`, batches of one input, of several, and
         with images.
         """
-        compile_steps(self._text, self._tower, lambda: [self(sample) for sample in samples], compiler)
+        same = self._same(samples)
+        compile_steps(self._text, self._tower, lambda: [self(sample) for sample in samples], same, compiler)
         # Only there does a kernel take lengths from the device's memory.
         if graphs and isinstance(self._kernel, VarlenKernel):
-            self._graphs = TokenGraphs(self._text, self._staging, recorder or CudaRecorder(self._staging.device), self._run)
-            log.info("%s", self._graphs.report())
+            recorder = recorder or CudaRecorder(self._staging.device)
+            self._graphs = TokenGraphs(self._text, self._staging, recorder, self._run, same)
+            if len(self._graphs):
+                log.info("%s", self._graphs.report())
+
+    def _same(self, samples: Sequence[Sequence[PreparedInput]]) -> float:
+        """The cosine at which two vectors are one input's: what rounding alone makes of an input in company, with some room."""
+        alone = (np.concatenate([self([item]) for item in sample]) for sample in samples)
+        noise = 1 - min(nearness(rows, self(sample)) for rows, sample in zip(alone, samples, strict=True))
+        return max(NEVER_SAME, min(SAME, 1 - ROUNDING * noise))
 
     def _run(self, row: PackedRow) -> torch.Tensor:
         """Unit vectors, float32 (sequences, width), in the order of the row's spans."""

@@ -1,7 +1,8 @@
 """Staging: the way of a batch's arrays to the device, and of its rows back.
 
-On CUDA arrays are written into page-locked memory that is kept from batch to batch, copied on a stream of their own, and the
-device's work waits for them; nothing waits on the host but for the rows. On a CPU an array is where it should be.
+On CUDA arrays are written into page-locked memory that is kept from batch to batch, and copied in the order of the device's work;
+nothing waits on the host but for the rows. One batch runs at a time, so that there is nothing for a copy to overlap with, and no
+second stream to keep in step. On a CPU an array is where it should be.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ class Staging:
         self._pinned = device.type == "cuda" if pinned is None else pinned
         self._host = torch.empty(0, dtype=torch.uint8)
         self._used = 0
-        self._copies: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._under_way = False
 
     def begin(self) -> None:
-        """The arrays sent so far have been read."""
+        """The arrays sent so far are done with."""
+        if self._under_way and self.device.type == "cuda":
+            # A batch that failed may have left copies behind, of a prefix that is kept.
+            torch.cuda.synchronize(self.device)
         self._used = 0
+        self._under_way = False
 
     def send(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """An array on the device, in its shape and dtype."""
@@ -46,15 +51,8 @@ class Staging:
         shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
         host = self._reserve(shape, arrays[0].dtype)
         np.concatenate(arrays, out=host.numpy())
-        if self._copies is None:
-            return host.to(self.device, copy=True)
-        compute = torch.cuda.current_stream(self.device)
-        with torch.cuda.stream(self._copies):
-            sent = host.to(self.device, non_blocking=True)
-        compute.wait_stream(self._copies)
-        # Its memory is the copying stream's: not to be used again before the work that reads it is done.
-        sent.record_stream(compute)
-        return sent
+        self._under_way = True
+        return host.to(self.device, non_blocking=True, copy=True)
 
     def keep(self, size: int) -> torch.Tensor:
         """Page-locked memory of so many bytes for good, all zero: uint8 (size,)."""
@@ -66,11 +64,12 @@ class Staging:
             return rows.numpy()
         host = self._reserve(tuple(rows.shape), _numpy_dtype(rows.dtype))
         host.copy_(rows, non_blocking=True)
-        if self._copies is not None:
+        if self.device.type == "cuda":
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record(torch.cuda.current_stream(self.device))
             # Waiting releases the interpreter's lock.
             done.synchronize()
+        self._under_way = False
         return host.numpy().copy()
 
     def _reserve(self, shape: Sequence[int], dtype: np.dtype[Any]) -> torch.Tensor:

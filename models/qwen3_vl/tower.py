@@ -132,7 +132,9 @@ class VisionTower:
 
         hidden = self._embed(pixels)
         # Tap by tap: all at once, they would be the largest thing in memory.
-        positions = sum(visual.pos_embed(taps[:, tap]) * weights[:, tap, None] for tap in range(taps.shape[1]))
+        positions = visual.pos_embed(taps[:, 0]) * weights[:, :1]
+        for tap in range(1, taps.shape[1]):
+            positions += visual.pos_embed(taps[:, tap]) * weights[:, tap, None]
         hidden = hidden + positions.to(hidden.dtype)
         cos, sin = self._rotation(places)
         deepstack: list[torch.Tensor] = []

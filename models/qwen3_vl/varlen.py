@@ -112,10 +112,14 @@ class Cascade:
     ) -> None:
         """Merge the prefixes' share into `out` (rows, heads, head_dim), whose log-sum-exp is `sums` (heads, rows), in place."""
         rows, count = (self.sequences_each, self.sequences) if last else (self.rows, self.tokens)
-        k, v = (torch.cat([prefixes[index][part][:length] for index, length in self.chosen]) for part in (0, 1))
+        k, v = (_joined([prefixes[index][part][:length] for index, length in self.chosen]) for part in (0, 1))
         start = len(q) - count
         share, share_sums = _attend_with_sums(q[start:], k, v, rows, self.keys, scale, WHOLE)
         out[start:] = merge(out[start:], sums[:, start:], share, share_sums)
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class VarlenAttention:
@@ -189,7 +193,8 @@ def disagreement(one: AttentionKernel, other: AttentionKernel, device: torch.dev
     send: Send = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
 
     def draw(tokens: int, count: int) -> torch.Tensor:
-        return torch.randn(tokens, count, heads.size, generator=generator).to(device, dtype)
+        # A part of something wider, as values are a part of what a layer projects.
+        return torch.randn(tokens, count + 1, heads.size, generator=generator).to(device, dtype)[:, 1:]
 
     spans = [Span(n) for n in (1, 7, 200)] + [Span(5, 0, 14), Span(300, 0, 14), Span(1, 1, 9), Span(40, 1, 30)]
     lengths = [span.length for span in spans]
@@ -213,13 +218,28 @@ def disagreement(one: AttentionKernel, other: AttentionKernel, device: torch.dev
     return float(torch.stack(offs).nan_to_num(nan=torch.inf).max())
 
 
-@cache
-def _varlen() -> tuple[Any, dict[str, bool]]:
-    """torch's function, and what it asks for where keys have fewer heads than queries: from 2.14 on a flag."""
-    from torch.nn.attention.varlen import varlen_attn
+@dataclass(frozen=True, slots=True)
+class _Varlen:
+    """torch's function. `grouped` is what it asks for where keys have fewer heads than queries, from 2.14 on a flag; `equal`
+    where they have as many: from 2.14 on some of those calls go to cuDNN, which makes a plan for every new shape of a batch."""
 
-    flagged = "enable_gqa" in inspect.signature(varlen_attn).parameters
-    return varlen_attn, {"enable_gqa": True} if flagged else {}
+    attend: Any
+    with_sums: Any
+    grouped: dict[str, Any]
+    equal: dict[str, Any]
+
+
+@cache
+def _varlen() -> _Varlen:
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
+
+    known = inspect.signature(varlen_attn).parameters
+    return _Varlen(
+        attend=varlen_attn,
+        with_sums=AuxRequest(lse=True),
+        grouped={"enable_gqa": True} if "enable_gqa" in known else {},
+        equal={"num_splits": 1} if "num_splits" in known else {},
+    )
 
 
 def _attend(
@@ -232,19 +252,17 @@ def _attend(
     window: tuple[int, int],
     **more: Any,
 ) -> Any:
-    varlen_attn, flag = _varlen()
-    grouped = flag if q.shape[1] != k.shape[1] else {}
+    varlen = _varlen()
+    flags = varlen.equal if q.shape[1] == k.shape[1] else varlen.grouped
     bounds = (queries.starts, keys.starts, queries.longest, keys.longest)
-    return varlen_attn(q, k, v, *bounds, scale=scale, window_size=window, **grouped, **more)
+    return varlen.attend(q, k, v, *bounds, scale=scale, window_size=window, **flags, **more)
 
 
 def _attend_with_sums(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, queries: Bounds, keys: Bounds, scale: float, window: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention, and its log-sum-exp of shape (heads, T). Raises ValueError where torch gives it another shape."""
-    from torch.nn.attention.varlen import AuxRequest
-
-    out, sums = _attend(q, k, v, queries, keys, scale, window, return_aux=AuxRequest(lse=True))
+    out, sums = _attend(q, k, v, queries, keys, scale, window, return_aux=_varlen().with_sums)
     if sums.shape != (q.shape[1], q.shape[0]):
         raise ValueError(f"its log-sum-exp is of shape {tuple(sums.shape)}, not (heads, T)")
     return out, sums
