@@ -18,6 +18,7 @@ from app.lifecycle import ExitCode, Lifecycle
 from app.metrics import Metrics
 from app.middlewares import cors_middleware, error_middleware
 from app.preparation import Tools
+from app.preparation_threads import PreparationThreads
 from app.routes import add_routes
 from app.settings import Settings
 from models.base import DeviceUnavailable, EmbeddingModel, ModelLoadError
@@ -114,12 +115,11 @@ async def run_service(app: web.Application) -> AsyncIterator[None]:
         allowed_hosts=settings.image_url_allowed_hosts,
     )
     # The cores that this process may run on, which a container or taskset may have made fewer than the machine has.
-    workers = min(8, len(os.sched_getaffinity(0)))
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
+    threads = PreparationThreads(len(os.sched_getaffinity(0)))
     bodies = ThreadPoolExecutor(2, thread_name_prefix="bodies")
-    with pool, bodies:
+    with threads, bodies:
         async with fetcher:
-            tools = Tools(settings, fetcher, app[METRICS], pool, workers)
+            tools = Tools(settings, fetcher, app[METRICS], threads)
             app[SERVICE] = EmbeddingService(app[SCHEDULER], tools, bodies)
             yield
 

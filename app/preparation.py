@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from app.errors import InputError
 from app.image_decode import ImageInvalid, decode_image
 from app.image_fetch import ImageFetcher, ImageUnavailable
 from app.metrics import Metrics
+from app.preparation_threads import PreparationThreads
 from app.settings import Settings
 from models.base import Description, EmbeddingInput, EmbeddingModel, InvalidInput, PreparedInput
 
@@ -40,13 +40,12 @@ Prepared = PreparedInput | Exception
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What all requests share. `pool` runs what takes the CPU, on `workers` threads."""
+    """What all requests share. `threads` run what takes the CPU."""
 
     settings: Settings
     fetcher: ImageFetcher
     metrics: Metrics
-    pool: Executor
-    workers: int
+    threads: PreparationThreads
 
 
 class Preparation:
@@ -56,7 +55,8 @@ class Preparation:
         self._tools = tools
         self._model = model
         self._request = request
-        self._jobs = asyncio.Semaphore(tools.workers)
+        self._pool, threads = tools.threads.pool(model.info.device)
+        self._jobs = asyncio.Semaphore(threads)
         self._items_downloading = asyncio.Semaphore(DOWNLOADS_PER_REQUEST)
         self._downloads = asyncio.Semaphore(DOWNLOADS_PER_REQUEST)
 
@@ -145,7 +145,7 @@ class Preparation:
 
     async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
         async with self._jobs:
-            return await asyncio.get_running_loop().run_in_executor(self._tools.pool, function, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     def _is_short(self) -> bool:
         """Whether the whole request is one short text."""

@@ -59,6 +59,7 @@ class FakeModel:
     width: int = 16
     max_tokens: int = 1_000_000
     image_tokens: int = 10
+    device: str = "cpu"
     # Faults.
     seconds_per_batch: float = 0.0
     load_seconds: float = 0.0
@@ -79,7 +80,7 @@ class FakeModel:
 
     @property
     def info(self) -> ModelInfo:
-        return ModelInfo("fake", self.width, self.max_tokens, "cpu", "float32", "f00d", True)
+        return ModelInfo("fake", self.width, self.max_tokens, self.device, "float32", "f00d", True)
 
     def vector(
         self, *parts: str | Image.Image, instruction: str | None = None, verbatim: bool = False

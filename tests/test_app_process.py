@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -81,11 +82,26 @@ async def test_ready_is_told_once_the_model_is_and_only_then(error: Exception | 
     await runner.cleanup()
 
 
-@pytest.mark.parametrize(("cores", "workers"), [({3}, 1), ({0, 5}, 2), (set(range(64)), 8)])
-async def test_there_are_as_many_workers_as_cores_that_may_be_used(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, cores: set[int], workers: int
+@pytest.mark.parametrize(
+    ("device", "cores", "threads"),
+    [
+        ("cpu", {3}, 1),
+        ("cpu", {0, 5}, 1),
+        ("cpu", set(range(16)), 4),
+        ("cuda:1", {3}, 1),
+        ("cuda", {0, 5}, 2),
+        ("cuda", set(range(64)), 8),
+    ],
+)
+async def test_threads_for_preparation_are_as_many_as_the_device_leaves_cores_for(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, device: str, cores: set[int], threads: int
 ) -> None:
+    """Of the cores that this process may use, not of those that the machine has."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    client = await serve()
-    assert client.app[SERVICE]._tools.workers == workers
+    client = await serve(FakeModel(device=device))
+    status, _ = await client.embed({"input": ["a", "b"]})
+    assert status == 200
+    pool, count = client.app[SERVICE]._tools.threads.pool(device)
+    assert isinstance(pool, ThreadPoolExecutor)
+    assert count == pool._max_workers == threads
