@@ -67,12 +67,21 @@ class RequestItem:
     """One thing to embed: at least one part, in the order that they are fused.
 
     `instruction` is the item's own, else the request's; None is the model's default. `verbatim`: it was a system message.
+    `is_text` tells that no part is an image, `characters` how long texts and instruction are together: counted where the body is
+    parsed, since there may be millions of parts.
     """
 
     parts: tuple[Part, ...] = field(repr=False)
     instruction: str | None = field(repr=False)
     verbatim: bool
     param: str
+    is_text: bool = field(init=False, repr=False)
+    characters: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        texts = [len(part) for part in self.parts if isinstance(part, str)]
+        object.__setattr__(self, "is_text", len(texts) == len(self.parts))
+        object.__setattr__(self, "characters", sum(texts) + len(self.instruction or ""))
 
 
 @dataclass(frozen=True, slots=True)

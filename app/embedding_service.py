@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +28,9 @@ from scheduler.errors import DeadlineExceeded
 from scheduler.scheduler import Scheduler
 
 T = TypeVar("T")
+
+# Replies of more rows are put together off the event loop: about a millisecond of work.
+LARGE_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,8 @@ class EmbeddingService:
             futures = places.submit(good, deadline) if good else []
         vectors = iter(await self._wait(futures, request))
         answers = [next(vectors) if isinstance(item, PreparedInput) else item for item in prepared]
-        return self._finish(request, prepared, answers, prepare_seconds)
+        finish = partial(self._finish, request, prepared, answers, prepare_seconds)
+        return await self.off_loop(finish) if len(answers) > LARGE_ROWS else finish()
 
     async def describe(self, request: EmbeddingRequest, deadline: float) -> list[Description | Exception]:
         """What the model would read of every item; an error in the place of an item that cannot be had at all."""

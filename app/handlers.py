@@ -17,6 +17,7 @@ from aiohttp import web
 from app import VERSION, dialects
 from app.bodies import read_body
 from app.dialects import EmbeddingRequest, InvalidRequest, ModelNotFound, RequestLimits
+from app.embedding_service import LARGE_ROWS
 from app.errors import error_object, row_for
 from app.keys import LIFECYCLE, LOG, METRICS, SCHEDULER, SERVICE, SETTINGS, RequestLog
 from app.openapi import openapi_document
@@ -26,9 +27,8 @@ from scheduler.scheduler import State
 
 log = logging.getLogger(__name__)
 
-# Bodies and replies from here on are read and written off the event loop: about a millisecond of work.
+# Bodies from here on are read off the event loop: about a millisecond of work.
 LARGE_BODY_BYTES = 64 * 1024
-LARGE_REPLY_ROWS = 32
 
 _DOCS = {"docs.html": "text/html", "docs.js": "text/javascript", "docs.css": "text/css"}
 _DOCS_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'"
@@ -44,7 +44,7 @@ async def create_embeddings(request: web.Request) -> web.Response:
     entry.tokens, entry.timings = outcome.usage.total, outcome.timings
     log_fault(entry, outcome.rows)
     arguments = (outcome.rows, outcome.usage, request.app[SETTINGS].model_name, parsed.encoding_format)
-    large = len(outcome.rows) > LARGE_REPLY_ROWS
+    large = len(outcome.rows) > LARGE_ROWS
     body = await service.off_loop(embeddings_body, *arguments) if large else embeddings_body(*arguments)
     headers = {"X-Model-Fingerprint": fingerprint(request.app) or ""}
     return web.Response(body=body, content_type="application/json", headers=headers)

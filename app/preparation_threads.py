@@ -1,4 +1,4 @@
-"""PreparationThreads: what fetches, decodes and tokenises, on as many threads as the device leaves cores for."""
+"""PreparationThreads: what decodes and tokenises, on as many threads as the device leaves cores for."""
 
 from __future__ import annotations
 

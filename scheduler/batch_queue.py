@@ -45,6 +45,8 @@ class BatchQueue:
         self._waiting = 0
         self._waiting_tokens = 0
         self._gone = 0
+        # Entries that came when one like them had been taken, and have no place among those that wait.
+        self.joined = 0
         # By identity: of what waits, the first of those that are alike, which has the others as twins; and what is taken.
         self._first: dict[bytes, Entry] = {}
         self._running: dict[bytes, Entry] = {}
@@ -108,6 +110,7 @@ class BatchQueue:
         with self._changed:
             entries = [entry for leader in self._running.values() for entry in (leader, *leader.twins)]
             self._running.clear()
+            self.joined = 0
             return entries
 
     def ready_in(self) -> float | None:
@@ -217,6 +220,7 @@ class BatchQueue:
             return False
         entry.state = EntryState.TAKEN
         leader.twins.append(entry)
+        self.joined += 1
         return True
 
 

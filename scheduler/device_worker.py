@@ -90,14 +90,17 @@ class DeviceWorker:
             self._tell(self._callbacks.on_load_failed, error)
             return
         self._tell(self._callbacks.on_loaded, loaded)
+        batch: Batch | None = None
         try:
             while batch := self._queue.next_batch():
                 self._run_batch(model, batch)
                 # An idle device keeps no inputs alive.
-                del batch
+                batch = None
         except BaseException as error:
             log.critical("the device's thread ends: %s", error, exc_info=True)
-            self._tell(self._callbacks.on_death, error, self._queue.finish())
+            self._queue.finish()
+            held = [entry for leader in (batch.entries if batch else ()) for entry in (leader, *leader.twins)]
+            self._tell(self._callbacks.on_death, error, held)
 
     def _run_batch(self, model: EmbeddingModel, batch: Batch) -> None:
         taken_at = time.monotonic()
@@ -179,7 +182,9 @@ def _outcome(
     """What an entry gets of its batch's result for its input. A twin gets an error of its own: raising one changes it."""
     if not isinstance(result, BatchFailed):
         source = Source.IN_FLIGHT if is_twin else Source.COMPUTED
-        return Vector(result, _waited(entry, taken_at), done_at - max(taken_at, entry.enqueued_at), source)
+        # A twin may have come when its leader's part of the batch was done.
+        device_seconds = max(0.0, done_at - max(taken_at, entry.enqueued_at))
+        return Vector(result, _waited(entry, taken_at), device_seconds, source)
     if not is_twin:
         return result
     failed = BatchFailed(*result.args)

@@ -163,8 +163,8 @@ class Scheduler:
 
     @property
     def queue_depth(self) -> int:
-        """Inputs that hold a place: reserved, arriving, or waiting for the device."""
-        return self._reserved + self._arriving + len(self._queue)
+        """Inputs that hold a place: reserved, arriving, waiting for the device, or for one like them that it has taken before."""
+        return self._reserved + self._arriving + len(self._queue) + self._queue.joined
 
     def retry_after(self) -> float:
         """Seconds until the backlog of this moment is worked off, at the measured rate."""
@@ -280,10 +280,12 @@ class Scheduler:
         self._on_batch(report)
 
     def _died(self, error: BaseException, held: Sequence[Entry]) -> None:
+        # The thread and the watch may both tell of one death, and only the first of them to ask was given what it held.
+        self._fail(held, WorkerDied, "the device is lost")
         if self.state is State.FAILED:
             return
         self.state = State.FAILED
-        self._fail([*held, *self._unstarted()], WorkerDied, "the device is lost")
+        self._fail(self._unstarted(), WorkerDied, "the device is lost")
         self._on_failure(error, True)
 
     def _unstarted(self) -> list[Entry]:

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import orjson
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 from app.dialects import EmbeddingRequest, RequestLimits, parse
 from app.embedding_service import until
 from app.keys import SCHEDULER, SERVICE
-from app.preparation import CHUNK, INLINE_CHARACTERS, Preparation, run_all
+from app.preparation import CHUNK, CHUNK_CHARACTERS, INLINE_CHARACTERS, Preparation, run_all
 from models.base import EmbeddingInput, PreparedInput
 from scheduler.errors import DeadlineExceeded
 from tests.conftest import Client, Serve
@@ -98,6 +99,37 @@ async def test_many_parts_never_hold_up_the_event_loop(client: Client, monkeypat
     assert (await client.embed({"input": items}))[0] == 200
     assert (await client.embed({"input": {"text": ["", ""]}}))[0] == 200
     assert sorted(parts) == sorted([1 + 2, 300, 100 + 100, 100 + 1, 2])
+
+
+async def test_long_texts_are_few_to_a_job(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job is not interrupted, and the other requests' wait for it."""
+    jobs: list[list[int]] = []
+    in_pool = Preparation._in_pool
+
+    async def counted(preparation: Preparation, function: partial[list[object]]) -> list[object]:
+        jobs.append([len(item.parts[0]) for item in function.args[0]])
+        return await in_pool(preparation, function)
+
+    monkeypatch.setattr(Preparation, "_in_pool", counted)
+    lengths = [CHUNK_CHARACTERS - 1, 1, 1, 2 * CHUNK_CHARACTERS, 2 * CHUNK_CHARACTERS, 5, 5]
+    texts = [chr(ord("a") + n) * length for n, length in enumerate(lengths)]
+    assert (await client.embed({"input": texts, "truncate": True}))[0] == 200
+    assert sorted(jobs) == sorted([lengths[:2], lengths[2:3], lengths[3:4], lengths[4:5], lengths[5:]])
+
+
+async def test_a_long_instruction_is_not_tokenised_on_the_event_loop(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = 0
+    in_pool = Preparation._in_pool
+
+    async def counted(preparation: Preparation, *arguments: Any) -> Any:
+        nonlocal jobs
+        jobs += 1
+        return await in_pool(preparation, *arguments)
+
+    monkeypatch.setattr(Preparation, "_in_pool", counted)
+    for instruction, expected in (("short", 0), ("long " * 1000, 1)):
+        assert (await client.embed({"input": "hello", "instruction": instruction}))[0] == 200
+        assert jobs == expected
 
 
 async def test_a_request_that_fails_gives_all_its_places_back(client: Client, fake: FakeModel) -> None:

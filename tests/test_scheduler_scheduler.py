@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from models.base import EmbeddingInput, EmbeddingModel, ModelInfo, PreparedInput
+from scheduler import device_worker
 from scheduler import scheduler as scheduler_module
 from scheduler.entry import BatchReport, Source, Vector
 from scheduler.errors import BatchFailed, DeadlineExceeded, Draining, NotReady, Overloaded, WorkerDied
@@ -407,16 +408,68 @@ async def test_twins_give_their_places_back_when_one_is_taken(start: Start, gate
     assert house.depth == 0
 
 
-async def test_what_is_being_computed_needs_no_place(start: Start, gated: FakeModel) -> None:
+async def test_what_joins_a_running_batch_holds_its_places_till_it_is_done(start: Start, gated: FakeModel) -> None:
+    """Else there would be no end to what one batch is waited for by."""
     house = await start(gated, max_queue_size=2)
     running = await house.occupy("a")
-    joined = []
-    for _ in range(5):
-        joined += house.submit("a", "a")
-        await until(lambda: house.depth == 0)
+    joined = house.submit("a", "a")
+    await until(lambda: not house.scheduler._arriving)
+    assert house.depth == 2
+    with pytest.raises(Overloaded):
+        house.submit("a")
     gated.gate.set()
-    assert_vectors(await outcomes_of([*running, *joined]), *["a"] * 11)
-    assert gated.embedded == 1
+    assert_vectors(await outcomes_of([*running, *joined]), *["a"] * 3)
+    assert (gated.embedded, house.depth) == (1, 0)
+
+
+@pytest.mark.parametrize("first", ["thread", "watch"])
+async def test_whoever_tells_of_a_death_first_all_that_was_held_fails(
+    start: Start, gated: FakeModel, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread's own word and the watch's, in either order: the one has what was held, the other nothing."""
+    gated.lose_after = 1
+    house = await start(gated)
+    worker = house.scheduler._worker
+    assert worker is not None
+    running = await house.occupy("a", "b", "a")
+    waiting = house.submit("c")
+    if first == "watch":
+
+        def busy_until_the_thread_is_gone() -> float:
+            gated.gate.set()
+            while worker.is_alive():
+                time.sleep(0.001)
+            return 0.0
+
+        monkeypatch.setattr(worker, "busy_seconds", busy_until_the_thread_is_gone)
+    else:
+        monkeypatch.setattr(worker, "is_alive", lambda: True)
+        gated.gate.set()
+    assert await kinds_of([*running, *waiting]) == [WorkerDied] * 4
+    assert len(house.failures) == 1
+
+
+async def test_an_error_after_the_forward_pass_loses_nobody(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(device_worker, "_outcome", no_memory)
+    house = await start(FakeModel())
+    assert await kinds_of(house.submit("a", "b", "a")) == [WorkerDied] * 3
+    assert house.scheduler.state is State.FAILED
+
+
+async def test_no_time_is_negative(start: Start) -> None:
+    """A twin may come when its leader's half of the batch is done, and the other is running."""
+    model = FakeModel(most_inputs=1, gate=threading.Event())
+    house = await start(model)
+    leaders = await house.occupy("x")
+    leaders += house.submit("a", "b")
+    model.gate.set()
+    await until(lambda: model.embedded >= 2)
+    twins = house.submit("a", "b", "a")
+    for vector in await outcomes_of([*leaders, *twins]):
+        assert vector.device_seconds >= 0 and vector.queue_seconds >= 0
 
 
 async def test_a_twin_whose_caller_goes_or_whose_time_is_up_leaves_the_others_alone(start: Start, gated: FakeModel) -> None:
@@ -468,7 +521,7 @@ async def test_a_device_that_dies_fails_twins_wherever_they_are(start: Start, ho
     house = await start(model, worker_stall=0.05 if how == "stall" else None)
     futures = await house.occupy("a", "b", "a")
     futures += house.submit("a")
-    await until(lambda: not house.depth)
+    await until(lambda: house.scheduler._queue.joined)
     # The pump has not moved these when the death is told.
     futures += house.submit("b", "c")
     if how == "lost":
@@ -493,7 +546,7 @@ async def test_stop_gives_up_twins_of_a_batch_that_does_not_end(start: Start, ga
     house = await start(gated)
     futures = await house.occupy("a", "a")
     futures += house.submit("a")
-    await until(lambda: not house.depth)
+    await until(lambda: house.scheduler._queue.joined)
     await house.scheduler.stop(timeout=0.05)
     assert await kinds_of(futures) == [Draining] * 3
 

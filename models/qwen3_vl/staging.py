@@ -34,10 +34,10 @@ class Staging:
     def begin(self) -> None:
         """The arrays sent so far are done with."""
         if self._under_way and self.device.type == "cuda":
-            # A batch that failed may have left copies behind, of a prefix that is kept.
+            # A batch whose rows were not fetched has failed, and may have left copies behind, of a prefix that is kept.
             torch.cuda.synchronize(self.device)
         self._used = 0
-        self._under_way = False
+        self._under_way = True
 
     def send(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """An array on the device, in its shape and dtype."""
@@ -51,7 +51,6 @@ class Staging:
         shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
         host = self._reserve(shape, arrays[0].dtype)
         np.concatenate(arrays, out=host.numpy())
-        self._under_way = True
         return host.to(self.device, non_blocking=True, copy=True)
 
     def keep(self, size: int) -> torch.Tensor:
