@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,6 +10,7 @@ from functools import partial
 from aiohttp import web
 
 from app.auth import auth_middleware
+from app.cores import usable_cores
 from app.embedding_service import EmbeddingService
 from app.image_fetch import ImageFetcher
 from app.keys import LIFECYCLE, METRICS, SCHEDULER, SERVICE, SETTINGS
@@ -114,8 +114,7 @@ async def run_service(app: web.Application) -> AsyncIterator[None]:
         max_bytes=settings.max_image_bytes,
         allowed_hosts=settings.image_url_allowed_hosts,
     )
-    # The cores that this process may run on, which a container or taskset may have made fewer than the machine has.
-    threads = PreparationThreads(len(os.sched_getaffinity(0)))
+    threads = PreparationThreads(usable_cores())
     bodies = ThreadPoolExecutor(2, thread_name_prefix="bodies")
     with threads, bodies:
         async with fetcher:
