@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import binascii
 
-_WHITE_SPACE = " \t\n\r\f\v"
+WHITE_SPACE = " \t\n\r\f\v"
 # Characters in a piece: a fraction of a millisecond.
 _PIECE = 1 << 16
 # The padding is looked for in so many last characters, since white space may stand within it.
@@ -18,14 +18,14 @@ _TAIL = 256
 def decoded_size(text: str, start: int = 0) -> int:
     """The bytes that the base64 from `start` on stands for, white space dropped: exact where it is valid, near it elsewhere."""
     tail = text[max(start, len(text) - _TAIL) :]
-    padding = tail.count("=", len(tail.rstrip("=" + _WHITE_SPACE)))
+    padding = tail.count("=", len(tail.rstrip("=" + WHITE_SPACE)))
     return (len(text) - start - _spaces(text, start)) // 4 * 3 - min(padding, 2)
 
 
 def decode_base64(text: str, start: int = 0) -> bytes | None:
     """The bytes of the base64 from `start` on, white space dropped; None where it is not valid, or empty. The text does not end
     in white space."""
-    dropped = _WHITE_SPACE.encode() if _spaces(text, start) else None
+    dropped = WHITE_SPACE.encode() if _spaces(text, start) else None
     pieces: list[bytes] = []
     rest = b""
     for at in range(start, len(text), _PIECE):
@@ -46,7 +46,7 @@ def decode_base64(text: str, start: int = 0) -> bytes | None:
 
 
 def _spaces(text: str, start: int) -> int:
-    present = [space for space in _WHITE_SPACE if text.find(space, start) >= 0]
+    present = [space for space in WHITE_SPACE if text.find(space, start) >= 0]
     if not present:
         return 0
     return sum(text.count(space, at, at + _PIECE) for at in range(start, len(text), _PIECE) for space in present)

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from app.base64_text import decode_base64, decoded_size
+from app.base64_text import WHITE_SPACE, decode_base64, decoded_size
 
 T = TypeVar("T")
 
@@ -36,7 +36,6 @@ TOKEN_IDS = (
     "Send the text itself (LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))"
 )
 
-_WHITE_SPACE = " \t\n\r\f\v"
 _MAX_SCHEME = 16  # the longest scheme worth a message of its own; longer ones are refused as base64, which has no colon
 _MAX_DATA_HEADER = 1024  # a media type and its parameters are far shorter; without a bound all of the image is searched
 _MAX_URL = 8190  # the request line that common servers accept
@@ -285,7 +284,7 @@ def _image(value: Any, param: str, limits: RequestLimits) -> ImageSource:
     given = value.get("url") if isinstance(value, dict) else value
     if not isinstance(given, str):
         raise refusal(param, f"must be {_IMAGE}")
-    source = given.strip(_WHITE_SPACE)
+    source = given.strip(WHITE_SPACE)
     scheme, colon, _ = source[:_MAX_SCHEME].partition(":")
     if not colon:
         return ImageSource(None, _base64(source, 0, param, limits), param)

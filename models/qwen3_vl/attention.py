@@ -102,14 +102,12 @@ class GroupedAttention:
     def every(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float
     ) -> torch.Tensor:
-        """Attention of every token: (T, query heads * head_dim)."""
         parts = [group.every(q, k, v, prefixes, scale) for group in self._groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def last(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float
     ) -> torch.Tensor:
-        """Attention of each sequence's last token alone, `q` (sequences, heads, head_dim): (sequences, heads * head_dim)."""
         parts, start = [], 0
         for group in self._groups:
             parts.append(group.last(q[start : start + group.count], k, v, prefixes, scale))
