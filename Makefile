@@ -1,4 +1,4 @@
-# make demo | test | run | lint | bench.   make demo ONCE=1 ends after its table; PORT=... moves it.
+# make demo | test | run | lint | bench | hardening.   make demo ONCE=1 ends after its table; PORT=... moves it.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -11,11 +11,14 @@ PYTEST_ARGS ?=
 # For make bench: sizes of models/demo.py (2b; by default the device decides), and more of its options.
 SHAPE ?=
 BENCH_ARGS ?=
+# For make hardening: minutes of the soak, and more of its options, such as --only images or --prove.
+SOAK ?= 0
+HARDENING_ARGS ?=
 CODE := app scheduler models tests
 # RUF001 to RUF003 frown on text in many scripts, which is what the tests are about.
 RUFF_RULES := --line-length 130 --select E,F,I,B,UP,SIM,RUF --ignore RUF001,RUF002,RUF003
 
-.PHONY: demo test run lint format bench clean
+.PHONY: demo test run lint format bench hardening clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -53,6 +56,10 @@ format: $(VENV)/.installed-test
 # The forward pass and the service under load, side by side on this machine.
 bench: $(VENV)/.installed
 	@$(BIN)/python -m tests.load.bench $(if $(SHAPE),--shape $(SHAPE)) $(BENCH_ARGS)
+
+# Every promise that can be seen from outside, with its figure.
+hardening: $(VENV)/.installed-test
+	@$(BIN)/python -m tests.hardening --soak $(SOAK) $(HARDENING_ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info $(DEMO_CHECKPOINT) models/bench-*

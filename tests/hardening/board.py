@@ -1,0 +1,201 @@
+"""What a check of the scoreboard is, how it is run, and the servers that it is run against.
+
+A check asks a server as a stranger would, over its port, and says with a figure whether a promise is kept. It names the guards
+that keep the promise: functions that take one away. `prove` runs the check against a server without each of them, where it has
+to fail: a check that cannot fail is none.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+
+from tests.hosts import ROOT, Process, process
+
+CHECKPOINT = ROOT / "tests" / "conformance" / "checkpoint"
+# The modules that hold checks, in the order in which their rows are printed.
+MODULES = ("inputs", "images", "urls", "http", "load", "life")
+READY_S = 120.0
+# An isolated check's last line: its outcome.
+RESULT = "RESULT "
+
+Guard = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Whether the promise was kept, and the figure that says so."""
+
+    passed: bool
+    figure: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A row. `sends` and `passes` are for the reader; `isolated` has it run in a network namespace of its own."""
+
+    name: str
+    sends: str
+    passes: str
+    run: Callable[[Site], Outcome]
+    guards: tuple[Guard, ...]
+    quick: bool
+    isolated: bool
+
+
+@dataclass
+class Site:
+    """What a check is run on. `quick` asks for fewer repetitions, never for a lower bar; `without` is the guard that its servers
+    lack. Servers are shared by checks that want the same one, and end with the site."""
+
+    quick: bool = False
+    soak_minutes: float = 0.0
+    without: Guard | None = None
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _shared: dict[str, Process] = field(default_factory=dict)
+
+    def __enter__(self) -> Site:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def many(self, full: int, quick: int) -> int:
+        """How often to do something."""
+        return quick if self.quick else full
+
+    def app(self, **settings: str) -> Process:
+        """`python -m app` on the miniature checkpoint, ready, shared."""
+        return self._share("app", MODEL_PATH=str(CHECKPOINT), DEVICE="cpu", **settings)
+
+    def fake(self, **settings: str) -> Process:
+        """`python -m tests.fakes`, ready, shared. FAKE_* settings are its faults."""
+        return self._share("tests.fakes", **settings)
+
+    @contextmanager
+    def own(self, module: str = "app", **settings: str) -> Iterator[Process]:
+        """A server that no other check sees, not waited for: for what ends it, or counts its memory."""
+        if module == "app":
+            settings = {"MODEL_PATH": str(CHECKPOINT), "DEVICE": "cpu"} | settings
+        if self.without is not None:
+            settings |= {"WITHOUT": f"{self.without.__module__}:{self.without.__name__}", "SERVED": module}
+            module = "tests.hardening.unguarded"
+        with process(module, **settings) as running:
+            yield running
+
+    def _share(self, module: str, **settings: str) -> Process:
+        wanted = json.dumps([module, settings], sort_keys=True)
+        running = self._shared.get(wanted)
+        if running is None or running.popen.poll() is not None:
+            running = self._shared[wanted] = self._stack.enter_context(self.own(module, **settings))
+            running.until_status("ok", READY_S)
+        return running
+
+
+CHECKS: list[Check] = []
+
+
+def check(
+    name: str, sends: str, passes: str, *guards: Guard, quick: bool = True, isolated: bool = False
+) -> Callable[[Callable[[Site], Outcome]], Callable[[Site], Outcome]]:
+    """Put a function on the board. `quick` has it run with `make test` too, with fewer repetitions."""
+
+    def enter(run: Callable[[Site], Outcome]) -> Callable[[Site], Outcome]:
+        CHECKS.append(Check(name, sends, passes, run, guards, quick, isolated))
+        return run
+
+    return enter
+
+
+@functools.cache
+def all_checks() -> tuple[Check, ...]:
+    """Every check, in order."""
+    for module in MODULES:
+        importlib.import_module(f"tests.hardening.{module}")
+    return tuple(CHECKS)
+
+
+def attempt(check: Check, site: Site) -> tuple[Outcome, float]:
+    """The outcome, and the seconds that it took. What a check does not expect is a failure."""
+    started = time.monotonic()
+    try:
+        outcome = isolated(check, site) if check.isolated else check.run(site)
+    except Exception as error:
+        outcome = Outcome(False, f"{type(error).__name__}: {error}"[:2000])
+    return outcome, time.monotonic() - started
+
+
+def isolated(check: Check, site: Site) -> Outcome:
+    """Run a check in network and mount namespaces of its own: what it dials there cannot leave the machine."""
+    unshare = namespaces()
+    if unshare is None:
+        return Outcome(False, "not run: it needs unshare(1), and the right to make a network namespace")
+    options = ["--quick"] if site.quick else []
+    if site.without is not None:
+        options += ["--without", f"{site.without.__module__}:{site.without.__name__}"]
+    command = [*unshare, sys.executable, "-m", "tests.hardening", "--inside", check.name, *options]
+    ran = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=600)
+    for line in reversed(ran.stdout.splitlines()):
+        if line.startswith(RESULT):
+            return Outcome(**json.loads(line.removeprefix(RESULT)))
+    return Outcome(False, f"ended with {ran.returncode}: {ran.stderr[-2000:]}")
+
+
+def inside(name: str, site: Site) -> None:
+    """The other end of `isolated`: run the check here, and print its outcome."""
+    (found,) = (check for check in all_checks() if check.name == name)
+    try:
+        outcome = found.run(site)
+    except Exception as error:
+        outcome = Outcome(False, f"{type(error).__name__}: {error}"[:2000])
+    print(RESULT + json.dumps(asdict(outcome)), flush=True)
+
+
+@functools.cache
+def namespaces() -> tuple[str, ...] | None:
+    """The command that enters new network and mount namespaces; None where there is none."""
+    if shutil.which("unshare"):
+        for command in (("unshare", "--net", "--mount"), ("unshare", "--map-root-user", "--net", "--mount")):
+            if subprocess.run([*command, "true"], capture_output=True).returncode == 0:
+                return command
+    return None
+
+
+# What a server's process has
+
+
+def memory_mib(server: Process) -> float:
+    """Resident memory, less what is backed by files."""
+    return _status(server, "RssAnon") / 1024
+
+
+def peak_mib(server: Process) -> float:
+    """The most resident memory since `reset_peak`."""
+    return _status(server, "VmHWM") / 1024
+
+
+def reset_peak(server: Process) -> None:
+    with open(f"/proc/{server.popen.pid}/clear_refs", "w") as file:
+        file.write("5")
+
+
+def threads(server: Process) -> int:
+    return _status(server, "Threads")
+
+
+def descriptors(server: Process) -> int:
+    return len(os.listdir(f"/proc/{server.popen.pid}/fd"))
+
+
+def _status(server: Process, field: str) -> int:
+    with open(f"/proc/{server.popen.pid}/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
