@@ -31,10 +31,11 @@ _VIDEO_TYPES = ("video", "video_url", "input_video")
 _TYPES = ", ".join(f'"{name}"' for name in _TYPED_FORMS)
 _IMAGE = 'an http(s) URL, a data URI or base64, as a string or as {"url": "..."}'
 _NO_VIDEO = "holds video, which this server does not embed; send single frames as images"
-TOKEN_IDS = (
-    "holds numbers: token ids are not accepted, because the ids of another tokenizer would give meaningless vectors. "
-    "Send the text itself (LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))"
+TOKEN_IDS_ADVICE = (
+    "Token ids are not accepted, because the ids of another tokenizer would give meaningless vectors: "
+    "send the text itself (LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))"
 )
+TOKEN_IDS = f"holds numbers. {TOKEN_IDS_ADVICE}"
 
 _MAX_SCHEME = 16  # the longest scheme worth a message of its own; longer ones are refused as base64, which has no colon
 _MAX_DATA_HEADER = 1024  # a media type and its parameters are far shorter; without a bound all of the image is searched

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import orjson
-
 from app.dialect_items import (
     TOKEN_IDS,
     Context,
@@ -26,6 +24,7 @@ from app.dialect_items import (
     refusal,
     typed,
 )
+from app.json_body import decode_json
 
 __all__ = ["EmbeddingRequest", "ImageSource", "InvalidRequest", "ModelNotFound", "RequestItem", "RequestLimits", "parse"]
 
@@ -74,13 +73,7 @@ def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
 
 
 def _decode(body: bytes | bytearray) -> dict[str, Any]:
-    request, valid = None, True
-    try:
-        request = orjson.loads(body)
-    except ValueError:
-        valid = False  # raised outside of here: the decoder's exception holds the whole body, and a refusal would hold it too
-    if not valid:
-        raise InvalidRequest("the body is not valid JSON in UTF-8, or is nested too deeply")
+    request = decode_json(body)
     if not isinstance(request, dict):
         raise InvalidRequest('the body must be a JSON object with "input" or "messages"')
     return request
