@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from sys import getsizeof
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -68,7 +69,7 @@ class RequestItem:
 
     `instruction` is the item's own, else the request's; None is the model's default. `verbatim`: it was a system message.
     `is_text` tells that no part is an image, `characters` how long texts and instruction are together: counted where the body is
-    parsed, since there may be millions of parts.
+    parsed, since there may be millions of parts. `num_bytes` is the memory that the parts take.
     """
 
     parts: tuple[Part, ...] = field(repr=False)
@@ -77,11 +78,14 @@ class RequestItem:
     param: str
     is_text: bool = field(init=False, repr=False)
     characters: int = field(init=False, repr=False)
+    num_bytes: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         texts = [len(part) for part in self.parts if isinstance(part, str)]
         object.__setattr__(self, "is_text", len(texts) == len(self.parts))
         object.__setattr__(self, "characters", sum(texts) + len(self.instruction or ""))
+        held = (part if isinstance(part, str) else part.data or part.url for part in self.parts)
+        object.__setattr__(self, "num_bytes", sum(map(getsizeof, held)))
 
 
 @dataclass(frozen=True, slots=True)

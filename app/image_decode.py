@@ -13,7 +13,7 @@ import logging
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from PIL import Image, UnidentifiedImageError, _imaging
@@ -34,6 +34,8 @@ _JPEG_EXIF = re.compile(rb"\xff\xe1..(?P<name>Exif)\x00\x00", re.DOTALL)
 # The pieces overlap by more than a match is long.
 _SEARCHED = 1 << 18
 _OVERLAP = 16
+# Rows that are composited at a time.
+_STRIP = 256
 
 # Byte order and pointer position, then the codes of pointer, entry count and entry. Headers that Pillow and libtiff do not read
 # alike are left out.
@@ -82,8 +84,11 @@ class _MeteredFile(io.BytesIO):
         return super().read(size)
 
 
-def decode_image(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
-    """The first frame of a PNG, JPEG, WEBP, GIF, BMP or TIFF file, in mode RGB, without its metadata.
+def decode_image(
+    data: bytes, max_bytes: int, max_pixels: int, wait_for_room: Callable[[int], None] = lambda pixels: None
+) -> Image.Image:
+    """The first frame of a PNG, JPEG, WEBP, GIF, BMP or TIFF file, in mode RGB, without its metadata. `wait_for_room` is called
+    with the number of its pixels before they are decoded.
 
     Raises ImageInvalid for all else, and for a file or an image over its limit.
     """
@@ -93,7 +98,7 @@ def decode_image(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
         raise ImageInvalid(f"image has {len(data):,} bytes; the limit is {max_bytes:,}")
     _silence_pillow()
     try:
-        return _decode(data, max_pixels)
+        return _decode(data, max_pixels, wait_for_room)
     except ImageInvalid:
         raise
     except UnidentifiedImageError:
@@ -104,11 +109,12 @@ def decode_image(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
     raise ImageInvalid(message)
 
 
-def _decode(data: bytes, max_pixels: int) -> Image.Image:
+def _decode(data: bytes, max_pixels: int, wait_for_room: Callable[[int], None]) -> Image.Image:
     file = _MeteredFile(_defused(data, max_pixels))
     file.reads_left = _HEADER_READS
     with Image.open(file, formats=FORMATS) as image:
         _check_size(image.width, image.height, max_pixels)
+        wait_for_room(image.width * image.height)
         file.reads_left = _PIXEL_READS
         rgb = _to_rgb(image)
     rgb.info = {}  # as large as the file, and nothing reads it
@@ -117,10 +123,18 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """As qwen_vl_utils.vision_process.to_rgb: only mode RGBA is composited, on white; transparency of palettes is dropped."""
+    if image.mode == "RGB":
+        # As it is: `convert` would copy it.
+        image.load()
+        return image
     if image.mode != "RGBA":
         return image.convert("RGB")
+    image.load()
     white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(image, mask=image.getchannel("A"))
+    # In strips: the mask is a copy of what it is for.
+    for top in range(0, image.height, _STRIP):
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+        white.paste(strip, (0, top), mask=strip.getchannel("A"))
     return white
 
 

@@ -11,7 +11,8 @@ import ipaddress
 import logging
 import re
 import socket
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 
 import aiohttp
@@ -105,18 +106,24 @@ class ImageFetcher:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._resources.aclose()
 
-    async def fetch(self, url: str) -> bytes:
-        """The body that `url` leads to. One deadline covers every redirect and the body, from when there is a free slot: a
-        healthy host must not be blamed for the slow ones before it.
+    @asynccontextmanager
+    async def fetched(self, url: str) -> AsyncIterator[bytes]:
+        """The body that `url` leads to. It keeps its slot while the context lasts: what is fetched and not yet used is bounded.
+        One deadline covers every redirect and the body, from when there is a free slot: a healthy host must not be blamed for the
+        slow ones before it.
 
         Raises ImageUnavailable, whatever goes wrong.
         """
+        async with self._slots:
+            yield await self._fetch(url)
+
+    async def _fetch(self, url: str) -> bytes:
         try:
             target = _parse(url)
         except _Refusal:
             raise ImageUnavailable("image URL is not a valid http or https URL") from None
         try:
-            async with self._slots, asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s):
                 return await self._follow(target)
         except _Refusal as refusal:
             reason = str(refusal)
