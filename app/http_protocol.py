@@ -1,8 +1,8 @@
 """aiohttp's connection handler, with three habits of its own changed.
 
 What is no HTTP, or expects what nobody knows, is answered before any middleware: here in the JSON form too, and without a
-traceback in the log. A body whose framing breaks off is at an end for whoever reads it. And a connection that has begun a
-request's head must finish it in time.
+traceback in the log. A body whose framing breaks off is at an end for whoever reads it. And a request's head must be there in
+time: from the connection's start on, or from its first byte where the connection has served before.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -29,14 +30,22 @@ def json_error(error: BaseException) -> web.Response:
 
 
 class JsonRequestHandler(RequestHandler):
-    """One connection. `header_timeout_s` is in seconds, from a head's first byte to its last."""
+    """One connection. `header_timeout_s` is in seconds; `on_refused` is told of what no middleware sees: "malformed" or
+    "header_timeout"."""
 
-    __slots__ = ("_head_timer", "_header_timeout_s")
+    __slots__ = ("_head_timer", "_header_timeout_s", "_on_refused")
 
-    def __init__(self, manager: web.Server, *, header_timeout_s: float, **options: Any) -> None:
+    def __init__(
+        self, manager: web.Server, *, header_timeout_s: float, on_refused: Callable[[str], None], **options: Any
+    ) -> None:
         super().__init__(manager, **options)
         self._header_timeout_s = header_timeout_s
+        self._on_refused = on_refused
         self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._start_head_timer()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -44,7 +53,7 @@ class JsonRequestHandler(RequestHandler):
         if not self._awaits_head():
             self._stop_head_timer()
         elif data and self._head_timer is None:
-            self._head_timer = self._loop.call_later(self._header_timeout_s, self._head_is_late)
+            self._start_head_timer()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
@@ -59,7 +68,11 @@ class JsonRequestHandler(RequestHandler):
             log.error("unhandled error", exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("a reply has begun already")
-        return json_error(MalformedRequest() if malformed else exc or RuntimeError())
+        reply = json_error(MalformedRequest() if malformed else exc or RuntimeError())
+        if malformed:
+            self._on_refused("malformed")
+            log.info("%s - malformed HTTP %d", reply.headers["X-Request-Id"], reply.status)
+        return reply
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -89,7 +102,11 @@ class JsonRequestHandler(RequestHandler):
     def _head_is_late(self) -> None:
         self._head_timer = None
         if self._awaits_head():
+            self._on_refused("header_timeout")
             self.force_close()
+
+    def _start_head_timer(self) -> None:
+        self._head_timer = self._loop.call_later(self._header_timeout_s, self._head_is_late)
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:

@@ -15,7 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from app.http_protocol import JsonRequestHandler
-from app.keys import LIFECYCLE, SCHEDULER, SETTINGS
+from app.keys import LIFECYCLE, METRICS, SCHEDULER, SETTINGS
 from app.lifecycle import ExitCode, Lifecycle
 from scheduler.scheduler import Scheduler
 
@@ -82,10 +82,11 @@ def bind(host: str, port: int) -> list[socket.socket]:
 
 async def listen(runner: web.AppRunner, sock: socket.socket, header_timeout_s: float) -> asyncio.Server:
     """Accept connections on a socket, handled by our own connection handler rather than TCPSite's."""
-    loop = asyncio.get_running_loop()
+    loop, rejected = asyncio.get_running_loop(), runner.app[METRICS].rejected
     options: dict[str, Any] = {
         "loop": loop,
         "header_timeout_s": header_timeout_s,
+        "on_refused": lambda reason: rejected.labels(reason).inc(),
         "keepalive_timeout": KEEPALIVE_S,
         "lingering_time": LINGERING_S,
         "auto_decompress": False,

@@ -134,9 +134,7 @@ def test_no_image_is_larger_than_the_largest(size: tuple[int, int], limits: tupl
     assert width * height * 3 <= largest_image(ImageLimits(*limits), SPEC)
 
 
-@pytest.mark.parametrize(
-    ("limits", "size"), [((0, 0), (4000, 3000)), ((512, 512), (1024, 1024)), ((512, 256), (2048, 1024)), ((200, 1), (200, 1))]
-)
+@pytest.mark.parametrize(("limits", "size"), [((0, 0), (4000, 3000)), ((512, 512), (1024, 1024)), ((512, 256), (2048, 1024))])
 def test_the_largest_image_is_one_that_can_be(limits: tuple[int, int], size: tuple[int, int]) -> None:
     image = extract_patches(noise(*size), plan_image(size, ImageLimits(*limits), SPEC), SPEC)
     assert 0.9 * largest_image(ImageLimits(*limits), SPEC) <= image.patches.nbytes <= largest_image(ImageLimits(*limits), SPEC)
