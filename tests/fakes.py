@@ -173,7 +173,7 @@ def main() -> None:
 
     from app.__main__ import configure_logging
     from app.main import create_app
-    from app.process import freeze_heap, share_interpreter
+    from app.process import allow_connections, freeze_heap, share_interpreter
     from app.server import serve
     from app.settings import load_settings
 
@@ -184,6 +184,7 @@ def main() -> None:
         return await serve(create_app(settings, partial(_from_environment().load), freeze_heap))
 
     share_interpreter()
+    allow_connections()
     os._exit(asyncio.run(run()))
 
 
