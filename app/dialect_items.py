@@ -40,7 +40,8 @@ TOKEN_IDS = f"holds numbers. {TOKEN_IDS_ADVICE}"
 
 _MAX_SCHEME = 16  # the longest scheme worth a message of its own; longer ones are refused as base64, which has no colon
 _MAX_DATA_HEADER = 1024  # a media type and its parameters are far shorter; without a bound all of the image is searched
-_MAX_URL = 8190  # the request line that common servers accept
+# The request line that common servers accept. Parsing and quoting a longer one would hold up the event loop.
+MAX_URL_LENGTH = 8190
 
 
 class InvalidRequest(ValueError):
@@ -301,8 +302,8 @@ def _image(value: Any, param: str, limits: RequestLimits) -> ImageSource:
 
 
 def _url(source: str, param: str) -> str:
-    if len(source) > _MAX_URL:
-        raise refusal(param, f"is a URL of more than {_MAX_URL} characters")
+    if len(source) > MAX_URL_LENGTH:
+        raise refusal(param, f"is a URL of more than {MAX_URL_LENGTH} characters")
     try:
         parts = urlsplit(source)
         sound = bool(parts.hostname) and parts.port != 0

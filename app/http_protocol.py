@@ -1,8 +1,9 @@
-"""aiohttp's connection handler, with three habits of its own changed.
+"""aiohttp's connection handler, with some of its habits changed.
 
 What is no HTTP, or expects what nobody knows, is answered before any middleware: here in the JSON form too, and without a
-traceback in the log. A body whose framing breaks off is at an end for whoever reads it. And a request's head must be there in
-time: from the connection's start on, or from its first byte where the connection has served before.
+traceback in the log. A body whose framing breaks off is at an end for whoever reads it. And neither end may be waited for
+without an end: a request's head must be there in time, from the connection's start on, or from its first byte where the
+connection has served before; and a reply, which counts as memory until then, must be taken in time.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from app.errors import MalformedRequest, error_reply
+from app.memory import MemoryBudget
 
 log = logging.getLogger(__name__)
+
+# aiohttp's own names its version, and Python's.
+SERVER = "qwen3-vl-embedding-server"
 
 
 def json_error(error: BaseException) -> web.Response:
@@ -30,16 +35,25 @@ def json_error(error: BaseException) -> web.Response:
 
 
 class JsonRequestHandler(RequestHandler):
-    """One connection. `header_timeout_s` is in seconds; `on_refused` is told of what no middleware sees: "malformed" or
-    "header_timeout"."""
+    """One connection. `header_timeout_s` and `reply_timeout_s` are in seconds; `on_refused` is told of what no middleware sees:
+    "malformed", "header_timeout" or "reply_timeout"."""
 
-    __slots__ = ("_head_timer", "_header_timeout_s", "_on_refused")
+    __slots__ = ("_head_timer", "_header_timeout_s", "_memory", "_on_refused", "_reply_timeout_s")
 
     def __init__(
-        self, manager: web.Server, *, header_timeout_s: float, on_refused: Callable[[str], None], **options: Any
+        self,
+        manager: web.Server,
+        *,
+        header_timeout_s: float,
+        reply_timeout_s: float,
+        memory: MemoryBudget,
+        on_refused: Callable[[str], None],
+        **options: Any,
     ) -> None:
         super().__init__(manager, **options)
         self._header_timeout_s = header_timeout_s
+        self._reply_timeout_s = reply_timeout_s
+        self._memory = memory
         self._on_refused = on_refused
         self._head_timer: asyncio.TimerHandle | None = None
 
@@ -77,10 +91,20 @@ class JsonRequestHandler(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Middlewares let no HTTPException pass: this one was raised before them."""
+        """Write the reply. Middlewares let no HTTPException pass: one that comes here was raised before them."""
         if isinstance(resp, web.HTTPException):
             resp = json_error(resp)
-        return await super().finish_response(request, resp, start_time)
+        resp.headers[hdrs.SERVER] = SERVER
+        body = resp.body if isinstance(resp, web.Response) else None
+        try:
+            with self._memory.occupied(len(body) if isinstance(body, bytes) else 0):
+                async with asyncio.timeout(self._reply_timeout_s):
+                    return await super().finish_response(request, resp, start_time)
+        except TimeoutError:
+            self._on_refused("reply_timeout")
+            if self.transport is not None:
+                self.transport.abort()
+            return resp, True
 
     def _end_broken_body(self) -> None:
         """Where the parser has failed within a body, tell its reader: the C parser tells nobody."""

@@ -19,12 +19,12 @@ import aiohttp
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
+from app.dialect_items import MAX_URL_LENGTH
+
 _log = logging.getLogger(__name__)
 
 _MAX_REDIRECTS = 3
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
-# As long as the servers of the web accept. Parsing and quoting a longer one would hold up the event loop.
-_MAX_URL_LENGTH = 8192
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 # auto_decompress is off, so that a small body cannot grow in memory; a server that compresses all the same is refused.
 _HEADERS = {"Accept-Encoding": "identity", "User-Agent": "qwen3-vl-embedding-server"}
@@ -181,7 +181,7 @@ def _session(socket_factory: aiohttp.SocketFactoryType | None) -> aiohttp.Client
 
 
 def _parse(text: str, base: URL | None = None) -> URL:
-    if len(text) > _MAX_URL_LENGTH or _CONTROL_CHARACTER.search(text):
+    if len(text) > MAX_URL_LENGTH or _CONTROL_CHARACTER.search(text):
         raise _Refusal("is redirected to a URL that is not valid")
     try:
         url = URL(text) if base is None else base.join(URL(text))

@@ -34,6 +34,15 @@ class MemoryBudget:
         finally:
             self.held -= share.held
 
+    @contextmanager
+    def occupied(self, num_bytes: int) -> Iterator[None]:
+        """Count bytes that are there whether or not there is room."""
+        self.held += num_bytes
+        try:
+            yield
+        finally:
+            self.held -= num_bytes
+
     def take(self, share: MemoryShare, num_bytes: int) -> None:
         """Raises Overloaded where there is no room, RequestTooLarge where there never is."""
         if share.held + num_bytes > self.max_bytes:

@@ -6,9 +6,11 @@ import asyncio
 import logging
 import time
 
+import orjson
 import pytest
 
-from app.keys import METRICS
+import app.server
+from app.keys import MEMORY, METRICS
 from tests.conftest import Client, Serve
 from tests.fakes import FakeModel
 from tests.hosts import connect, post
@@ -260,3 +262,30 @@ async def test_a_client_that_leaves_leaves_nothing(serve: Serve, caplog: pytest.
             await asyncio.sleep(0.01)
     assert (await client.embed({"input": "a"}))[0] == 200
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# Clients that do not read
+
+
+async def test_a_reply_that_nobody_takes_counts_as_memory_and_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app.server, "REPLY_S", 0.5)
+    client = await serve(FakeModel(width=4096))
+    inputs = orjson.dumps({"input": [str(number) for number in range(500)]})
+    async with connect(client.port) as raw:
+        raw.writer.transport.pause_reading()
+        await raw.send(post(inputs))
+        async with asyncio.timeout(5):
+            while not (held := client.app[MEMORY].held):
+                await asyncio.sleep(0.01)
+            while client.app[MEMORY].held == held or not rejected(client, "reply_timeout"):
+                await asyncio.sleep(0.01)
+        assert client.app[MEMORY].held == 0
+    status, reply = await client.embed(orjson.loads(inputs))
+    assert status == 200 and len(reply["data"]) == 500 and client.app[MEMORY].held == 0
+
+
+async def test_replies_do_not_tell_versions(client: Client) -> None:
+    async with connect(client.port) as raw:
+        for request_bytes in (b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n", b"nonsense\r\n\r\n"):
+            await raw.send(request_bytes)
+            assert (await raw.reply()).headers["Server"] == "qwen3-vl-embedding-server"
