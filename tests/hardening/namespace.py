@@ -13,7 +13,6 @@ import socket
 import struct
 import subprocess
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
+
+from tests.hardening.background import background
 
 # The only addresses that may be dialled; behind the third, public too, nobody is at home.
 PUBLIC, PUBLIC_6 = "93.184.216.34", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"
@@ -104,7 +105,7 @@ class World:
                 path = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1].decode("latin-1")
             writer.write(self._reply(path))
             await writer.drain()
-        except (OSError, IndexError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        except (OSError, IndexError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
             pass  # whoever does not speak HTTP has reached this host all the same
         finally:
             writer.close()
@@ -165,15 +166,8 @@ class _NameServer(asyncio.DatagramProtocol):
 @contextmanager
 def running(world: World) -> Iterator[None]:
     """Canaries and the name server, on a thread."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    asyncio.run_coroutine_threadsafe(_listen(world), loop).result(10)
-    try:
+    with background(lambda: _listen(world)):
         yield
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
 
 
 async def _listen(world: World) -> None:

@@ -6,15 +6,19 @@ import asyncio
 import ipaddress
 import itertools
 import re
+import types
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 from urllib.parse import urlsplit
 
 from tests.hardening import namespace, tricks
-from tests.hardening.board import Outcome, Site, check
+from tests.hardening.board import READY_S, Outcome, Site, check, peak_mib, reset_peak
 from tests.hardening.client import Client, Reply
 from tests.hardening.namespace import DEAD, PUBLIC, PUBLIC_6, Answer, World
+from tests.hardening.slow_host import slow_host
 from tests.hardening.tricks import EXEMPT, EXEMPT_ADDRESS, HOST, TRICKS, Trick
 from tests.hosts import Process, picture, png
 
@@ -270,3 +274,112 @@ def rebinding(site: Site) -> Outcome:
 
 def said(replies: Counter[str]) -> str:
     return ", ".join(f"{count} x {kind}" for kind, count in sorted(replies.items()))
+
+
+# What a host may cost
+
+
+def without_the_deadline() -> None:
+    """without the deadline of a download."""
+    from app import image_fetch
+
+    endless: Any = types.SimpleNamespace(**{**vars(asyncio), "timeout": lambda _: nullcontext()})
+    vars(image_fetch)["asyncio"] = endless
+
+
+def without_the_limit_of_bytes() -> None:
+    """without the limit of a download's bytes."""
+    _with(max_bytes=1 << 40)
+
+
+def without_the_limit_of_downloads() -> None:
+    """without the limit of downloads at once."""
+    _with(max_concurrent=1000)
+
+
+def without_the_limit_of_redirects() -> None:
+    """without the limit of redirects."""
+    from app import image_fetch
+
+    image_fetch._MAX_REDIRECTS = 100
+
+
+def with_compressed_bodies() -> None:
+    """with bodies decompressed as they come."""
+    from app import image_fetch
+
+    make = image_fetch._session
+
+    def session(factory: Any) -> Any:
+        made: Any = make(factory)
+        made._auto_decompress = True
+        return made
+
+    async def body(self: image_fetch.ImageFetcher, response: Any) -> bytes:
+        return bytes(await response.read())
+
+    image_fetch._session = session  # type: ignore[assignment]
+    image_fetch.ImageFetcher._body = body  # type: ignore[method-assign]
+
+
+def _with(**changed: int) -> None:
+    from app import image_fetch
+
+    make = image_fetch.ImageFetcher.__init__
+
+    def init(self: image_fetch.ImageFetcher, **given: Any) -> None:
+        make(self, **given | changed)
+
+    image_fetch.ImageFetcher.__init__ = init  # type: ignore[method-assign]
+
+
+WAITING = 64
+DOWNLOADS_AT_ONCE = 32
+DEADLINE_S = 1.0
+# What lies in the sockets' buffers, at both ends, comes on top of the megabyte that is read.
+MOST_MIB = 20
+
+
+@check(
+    "slow hosts",
+    f"dribbles, an endless body, a gzip bomb, 4 redirects, {WAITING} downloads at once",
+    f"400 within {DEADLINE_S + 1:g} s, {MOST_MIB} MiB, 3 redirects; {DOWNLOADS_AT_ONCE} downloads under way; memory under +50 MiB",
+    without_the_deadline,
+    without_the_limit_of_bytes,
+    with_compressed_bodies,
+    without_the_limit_of_redirects,
+    without_the_limit_of_downloads,
+)
+def slow_hosts(site: Site) -> Outcome:
+    with slow_host(png(picture())) as host:
+        limits = {"IMAGE_FETCH_TIMEOUT_S": f"{DEADLINE_S}", "MAX_IMAGE_BYTES": "1MiB"}
+        with site.own("tests.fakes", IMAGE_URL_ALLOWED_HOSTS=f"127.0.0.1:{host.port}", **limits) as server:
+            server.until_status("ok", READY_S)
+            with Client(server) as client:
+                warm = client.url(host.url("/redirects/0"))
+                reset_peak(server)
+                before = peak_mib(server)
+                slow = at_once(server, [host.url(path) for path in ("/silent", "/head", "/body")])
+                cut = client.url(host.url("/endless"))
+                packed = [client.url(host.url(path)) for path in ("/compressed", "/bomb")]
+                hops = [client.url(host.url(f"/redirects/{count}")).kind for count in (3, 4)]
+            held = Counter(reply.kind for reply in at_once(server, [host.url("/hold")] * WAITING))
+            grown = peak_mib(server) - before
+    longest, sent = max(reply.seconds for reply in slow), host.sent / 2**20
+    figure = (
+        f"{said(Counter(reply.kind for reply in slow))} after {longest:.1f} s; endless: {cut.kind}, {sent:.0f} MiB sent; "
+        f"compressed: {said(Counter(reply.kind for reply in packed))}; 3 redirects {hops[0]}, 4 redirects {hops[1]}; "
+        f"{host.most} of {WAITING} downloads at once, {said(held)}; memory +{grown:.0f} MiB"
+    )
+    refused = {reply.kind for reply in (*slow, cut, *packed)} == {"400"} and hops == ["200", "400"]
+    bounded = longest < DEADLINE_S + 1 and sent < MOST_MIB and host.most <= DOWNLOADS_AT_ONCE and grown < 50
+    return Outcome(warm.status == 200 and refused and bounded and held == {"200": WAITING}, figure)
+
+
+def at_once(server: Process, urls: list[str]) -> list[Reply]:
+    def one(url: str) -> Reply:
+        with Client(server) as client:
+            return client.url(url)
+
+    with ThreadPoolExecutor(len(urls)) as pool:
+        return list(pool.map(one, urls))
