@@ -49,6 +49,19 @@ def comment_gif() -> bytes:
     return gif[:place] + (b"!\xfe\x01x\x00" * 400_000) + gif[place:]
 
 
+def disposing_gif(method: int) -> bytes:
+    """A frame of 4.3 gigapixels that is to be disposed of before the next, in 36 bytes."""
+    screen = b"GIF89a\x09\x00\x09\x00\x00\x00\x00"
+    return (
+        screen
+        + b"!\xf9\x04"
+        + bytes((method << 2 | 1, 0, 0, 0, 0))
+        + b",\x00\x00\x00\x00"
+        + b"\xff" * 4
+        + b"\x00\x08\x01\x00\x00;"
+    )
+
+
 def progressive_jpeg(scans: int) -> bytes:
     data = encode(Image.new("L", (64, 64), 128), "JPEG", progressive=True)
     last = data[data.rindex(b"\xff\xda") : -2]
@@ -96,6 +109,8 @@ BOMBS = {
     "jpeg of comments": (PIECES, lambda: b"\xff\xd8" + b"\xff\xfe\x00\x03x" * 400_000 + JPEG[2:]),
     "gif screen": (PIXELS, lambda: b"GIF89a\xff\xff\xff\xff\x00\x00\x00" + GIF[13 + 768 :]),
     "gif frame": (PIXELS, lambda: b"GIF89a\x09\x00\x09\x00\x00\x00\x00,\x00\x00\x00\x00" + b"\xff" * 4 + b"\x00\x08\x00;"),
+    "gif disposal": (PIXELS, lambda: disposing_gif(2)),
+    "gif restoring": (PIXELS, lambda: disposing_gif(3)),
     "gif comments": (PIECES, comment_gif),
     "webp canvas": (PIXELS, webp_canvas),
     "bmp of 1.6 gigapixels": (PIXELS, lambda: BMP[:18] + struct.pack("<ll", 40_000, 40_000) + BMP[26:]),

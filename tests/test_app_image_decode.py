@@ -20,7 +20,20 @@ from PIL import Image, ImageFile
 
 from app import image_decode
 from app.image_decode import FORMATS, MAX_ASPECT_RATIO, ImageInvalid, decode_image
-from tests.image_files import BOMBS, PIECES, SMALL, encode, exif_jpeg, noise, png, png_chunk, progressive_jpeg, tiff
+from tests.image_files import (
+    BOMBS,
+    PIECES,
+    PIXELS,
+    SMALL,
+    disposing_gif,
+    encode,
+    exif_jpeg,
+    noise,
+    png,
+    png_chunk,
+    progressive_jpeg,
+    tiff,
+)
 
 CASES = sorted(path for path in Path(__file__).parent.glob("conformance/cases/*.*") if path.suffix not in (".json", ".npz"))
 MAX_BYTES = 20 * 2**20
@@ -276,6 +289,13 @@ def test_tiff_metadata_directories_are_hidden_from_pillow(monkeypatch: pytest.Mo
     assert seen == [200]
     assert decode(data).size == (100, 100)
     assert seen == [200]
+
+
+@pytest.mark.parametrize("method", [2, 3])
+def test_nothing_is_made_for_a_gifs_next_frame(monkeypatch: pytest.MonkeyPatch, method: int) -> None:
+    """C code makes it, which the memory that Python traces does not show."""
+    monkeypatch.setattr(Image.core, "fill", lambda mode, size, colour: pytest.fail(f"{size} was made"))
+    assert PIXELS in refusal(disposing_gif(method))
 
 
 def test_size_is_checked_before_pixels_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
