@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from PIL import Image, UnidentifiedImageError, _imaging
+from PIL import GifImagePlugin, Image, UnidentifiedImageError, _imaging
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 # qwen_vl_utils.vision_process.MAX_RATIO (0.0.14): smart_resize raises above it. Written here, since importing that needs torch.
@@ -57,6 +57,9 @@ _BROKEN = "image file is damaged or cut short"
 
 # Ours is the limit that rules, checked before pixels are decoded: Pillow's is global and would refuse what the settings allow.
 Image.MAX_IMAGE_PIXELS = None
+# What to lay over a GIF's frame before the next, Pillow makes while it reads the header, before any size is checked: 4 GiB for a
+# file of 36 bytes. Only the first frame is read here, so there is nothing to lay.
+GifImagePlugin.GifImageFile.disposal_method = property(lambda image: 0, lambda image, method: None)  # type: ignore[assignment]
 # Pillow logs what it finds in files, at error level too: words of strangers, as many as they like.
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
