@@ -130,7 +130,7 @@ def without_halves() -> None:
     """without trying a batch that failed in halves."""
     from scheduler.device_worker import DeviceWorker
 
-    DeviceWorker._embed = lambda self, model, entries: iter([(entries, self._attempt(model, entries))])  # type: ignore[method-assign]
+    DeviceWorker._embed = lambda self, model, entries: iter([(entries, self._attempt(model, entries))])
 
 
 @check(

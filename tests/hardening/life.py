@@ -190,7 +190,7 @@ def without_the_second_signal() -> None:
     from app.lifecycle import ExitCode
 
     def handle_signals(lifecycle: object) -> None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lifecycle.end, ExitCode.DRAINED)  # type: ignore[attr-defined]
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lifecycle.end, ExitCode.DRAINED)
 
     server.handle_signals = handle_signals
 
@@ -281,12 +281,12 @@ def without_loading_beside() -> None:
     kept = main.run_scheduler
 
     async def run_scheduler(app: object) -> object:
-        async for _ in kept(app):  # type: ignore[arg-type]
-            while app[SCHEDULER].state is State.LOADING:  # type: ignore[index]
+        async for _ in kept(app):
+            while app[SCHEDULER].state is State.LOADING:
                 await asyncio.sleep(0.05)
             yield
 
-    main.run_scheduler = run_scheduler  # type: ignore[assignment]
+    main.run_scheduler = run_scheduler
 
 
 @check(
@@ -352,7 +352,7 @@ def without_all_problems() -> None:
         values, problems = kept(given)
         return values, dict([*problems.items()][:1])
 
-    settings.parse = parse  # type: ignore[assignment]
+    settings.parse = parse
 
 
 WRONG = {
