@@ -75,8 +75,11 @@ class FakeModel:
     load_seconds: float = 0.0
     load_error: Exception | None = None
     fail_text: str = ""
+    heavy_text: str = ""
     most_inputs: int = 0
     lose_after: int = 0
+    kill_after: int = 0
+    stall_after: int = 0
     gate: threading.Event | None = None
     # What it has seen.
     batches: list[int] = field(default_factory=list)
@@ -113,8 +116,8 @@ class FakeModel:
             raise InputTooLong(f"the input has {length} tokens; the limit is {limit}")
         length = min(length, limit)
         ids = np.frombuffer(hashlib.sha256(contents(item)).digest(), dtype=np.uint8).astype(np.int64)
-        failing = -1 if self.fail_text and any(str(part).startswith(self.fail_text) for part in item.parts) else 0
-        return PreparedInput(np.concatenate([np.resize(ids, length - 1), [failing]]), tuple(images), truncated=truncated)
+        fault = next((mark for mark, text in ((-1, self.fail_text), (-2, self.heavy_text)) if _begins(item, text)), 0)
+        return PreparedInput(np.concatenate([np.resize(ids, length - 1), [fault]]), tuple(images), truncated=truncated)
 
     def prepare_all(self, items: Sequence[EmbeddingInput]) -> list[PreparedInput | InvalidInput]:
         results: list[PreparedInput | InvalidInput] = []
@@ -142,6 +145,12 @@ class FakeModel:
         self.batches.append(len(batch))
         if self.lose_after and len(self.batches) >= self.lose_after:
             raise DeviceLost("CUDA error: an illegal memory access was encountered")
+        if self.kill_after and len(self.batches) >= self.kill_after:
+            raise SystemExit("the thread is killed")
+        if self.stall_after and len(self.batches) >= self.stall_after:
+            threading.Event().wait()
+        if any(item.token_ids[-1] == -2 for item in batch):
+            raise OutOfDeviceMemory("one input is too large for the device")
         if self.most_inputs and len(batch) > self.most_inputs:
             raise OutOfDeviceMemory(f"{len(batch)} inputs do not fit")
         if any(item.token_ids[-1] == -1 for item in batch):
@@ -156,6 +165,10 @@ class FakeModel:
         return 0
 
 
+def _begins(item: EmbeddingInput, text: str) -> bool:
+    return bool(text) and any(str(part).startswith(text) for part in item.parts)
+
+
 def _from_environment() -> FakeModel:
     number = lambda name, kind: kind(os.environ.get(f"FAKE_{name}", "0"))  # noqa: E731
     return FakeModel(
@@ -163,7 +176,10 @@ def _from_environment() -> FakeModel:
         load_seconds=number("LOAD_SECONDS", float),
         most_inputs=number("MOST_INPUTS", int),
         lose_after=number("LOSE_AFTER", int),
+        kill_after=number("KILL_AFTER", int),
+        stall_after=number("STALL_AFTER", int),
         fail_text=os.environ.get("FAKE_FAIL_TEXT", ""),
+        heavy_text=os.environ.get("FAKE_HEAVY_TEXT", ""),
     )
 
 
