@@ -1,8 +1,9 @@
-"""aiohttp's connection handler, with three habits of its own changed.
+"""aiohttp's connection handler, with four habits of its own changed.
 
 What is no HTTP, or expects what nobody knows, is answered before any middleware: here in the JSON form too, and without a
-traceback in the log. A body whose framing breaks off is at an end for whoever reads it. And a connection that has begun a
-request's head must finish it in time.
+traceback in the log. A body whose framing breaks off is at an end for whoever reads it. What comes after the last reply of a
+connection is thrown away as it is: to parse a million chunks takes half a second. And a connection that has begun a request's
+head must finish it in time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from app.errors import MalformedRequest, error_reply
 
 log = logging.getLogger(__name__)
 
+# Bytes that are read and parsed at a time: some 7 ms where a body comes in chunks of one byte. asyncio's own are four times that.
+READ_BYTES = 1 << 16
+
 
 def json_error(error: BaseException) -> web.Response:
     """The reply to what no middleware sees; the connection ends with it."""
@@ -31,14 +35,21 @@ def json_error(error: BaseException) -> web.Response:
 class JsonRequestHandler(RequestHandler):
     """One connection. `header_timeout_s` is in seconds, from a head's first byte to its last."""
 
-    __slots__ = ("_head_timer", "_header_timeout_s")
+    __slots__ = ("_discards", "_head_timer", "_header_timeout_s")
 
     def __init__(self, manager: web.Server, *, header_timeout_s: float, **options: Any) -> None:
         super().__init__(manager, **options)
         self._header_timeout_s = header_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
+        self._discards = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
+        if self._discards:
+            return
         super().data_received(data)
         self._end_broken_body()
         if not self._awaits_head():
@@ -67,7 +78,9 @@ class JsonRequestHandler(RequestHandler):
         """Middlewares let no HTTPException pass: this one was raised before them."""
         if isinstance(resp, web.HTTPException):
             resp = json_error(resp)
-        return await super().finish_response(request, resp, start_time)
+        finished = await super().finish_response(request, resp, start_time)
+        self._discards = not resp.keep_alive
+        return finished
 
     def _end_broken_body(self) -> None:
         """Where the parser has failed within a body, tell its reader: the C parser tells nobody."""
