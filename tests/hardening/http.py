@@ -401,7 +401,7 @@ PROBED_S = 6.0
 WINDOWS = 3
 P99_MS, MAX_MS = 50.0, 250.0
 # Callers that embed texts, beside two that send the large body.
-TEXTS = ("2,000 texts", 2)
+TEXTS = ("32 texts", 4)
 LARGE = (
     "a text of 20 MiB",
     "2,000 texts of 10 KB",
@@ -428,7 +428,7 @@ def parsed_on_loop() -> None:
 
 @check(
     "health",
-    f"GET /health every 5 ms while 2 callers embed {TEXTS[0]} and 2 send each of {len(LARGE)} large bodies ({', '.join(LARGE)}), "
+    f"GET /health every 5 ms while {TEXTS[1]} callers embed {TEXTS[0]} each and 2 send each of {len(LARGE)} large bodies ({', '.join(LARGE)}), "
     f"best of up to {WINDOWS} windows of {PROBED_S:.0f} s",
     f"p99 < {P99_MS:.0f} ms, max < {MAX_MS:.0f} ms",
     parsed_on_loop,

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import base64
 import collections
+import contextlib
 import functools
 import gzip
 import io
@@ -55,6 +56,7 @@ def many_body(element: bytes) -> bytes:
 
 LOADS: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
+    "32 texts": lambda: texts_body(32 * 900),
     "2,000 texts": lambda: texts_body(2 << 20),
     "2,000 texts of 10 KB": lambda: orjson.dumps({"input": ["word " * 2000] * 2000}),
     "many {}": lambda: many_body(b"{}"),
@@ -71,7 +73,7 @@ LOADS: dict[str, Callable[[], bytes]] = {
 
 
 async def load(url: str, key: str, body: bytes, callers: int, seconds: float) -> collections.Counter[int]:
-    """Callers that send the body over and over, gzip under its name; their replies by status."""
+    """Callers that send the body over and over, gzip under its name, and go when the time is over; their replies by status."""
     until = time.perf_counter() + seconds
     statuses: collections.Counter[int] = collections.Counter()
     headers = {"Content-Encoding": "gzip"} if body[:2] == b"\x1f\x8b" else {}
@@ -83,7 +85,9 @@ async def load(url: str, key: str, body: bytes, callers: int, seconds: float) ->
                 statuses[reply.status] += 1
 
     async with aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {key}"}) as session:
-        await asyncio.gather(*(call() for _ in range(callers)))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*(call() for _ in range(callers)))
     return statuses
 
 
