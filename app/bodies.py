@@ -16,7 +16,8 @@ async def read_body(request: web.Request, max_bytes: int, timeout_s: float, memo
 
     Raises BodyCompressed, BodyTooLarge, BodyTimeout, BodyBroken, and as MemoryShare does.
     """
-    if any(coding.strip().lower() not in ("", "identity") for coding in request.headers.getall(hdrs.CONTENT_ENCODING, [])):
+    codings = (*_codings(request, hdrs.CONTENT_ENCODING), *_codings(request, hdrs.TRANSFER_ENCODING) - {"chunked"})
+    if any(coding not in ("", "identity") for coding in codings):
         raise BodyCompressed
     if (request.content_length or 0) > max_bytes:
         raise BodyTooLarge(f"the body is larger than the limit of {max_bytes:,} bytes")
@@ -37,3 +38,7 @@ async def read_body(request: web.Request, max_bytes: int, timeout_s: float, memo
     except (web.RequestPayloadError, ConnectionError):
         raise BodyBroken from None
     return body
+
+
+def _codings(request: web.Request, header: str) -> set[str]:
+    return {coding.strip(" \t").lower() for line in request.headers.getall(header, []) for coding in line.split(",")}

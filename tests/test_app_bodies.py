@@ -53,6 +53,19 @@ async def test_compression_is_refused_before_a_length(stream: StreamReader) -> N
         await read_body(request(stream, Content_Length="4", Content_Encoding="gzip"), 3, 1, SHARE)
 
 
+@pytest.mark.parametrize("codings", ["gzip, chunked", "Gzip,chunked", "deflate"])
+async def test_compression_as_a_transfer_coding_is_refused(stream: StreamReader, codings: str) -> None:
+    with pytest.raises(BodyCompressed):
+        await read_body(request(stream, Transfer_Encoding=codings), 3, 1, SHARE)
+
+
+@pytest.mark.parametrize("header", ["Content_Encoding", "Transfer_Encoding"])
+async def test_identity_is_no_compression(stream: StreamReader, header: str) -> None:
+    stream.feed_data(b"abc")
+    stream.feed_eof()
+    assert await read_body(request(stream, **{header: "identity, , IDENTITY"}), 3, 1, SHARE) == b"abc"
+
+
 async def test_the_time_runs_from_the_start(stream: StreamReader) -> None:
     async def drip() -> None:
         while True:
