@@ -50,16 +50,9 @@ def comment_gif() -> bytes:
 
 
 def disposing_gif(method: int) -> bytes:
-    """A frame of 4.3 gigapixels that is to be disposed of before the next, in 36 bytes."""
-    screen = b"GIF89a\x09\x00\x09\x00\x00\x00\x00"
-    return (
-        screen
-        + b"!\xf9\x04"
-        + bytes((method << 2 | 1, 0, 0, 0, 0))
-        + b",\x00\x00\x00\x00"
-        + b"\xff" * 4
-        + b"\x00\x08\x01\x00\x00;"
-    )
+    """A frame of 1.6 gigapixels that is to be disposed of before the next, in 36 bytes."""
+    screen, control = b"GIF89a\x09\x00\x09\x00\x00\x00\x00", b"!\xf9\x04" + bytes((method << 2 | 1, 0, 0, 0, 0))
+    return screen + control + struct.pack("<cHHHHB", b",", 0, 0, 40_000, 40_000, 0) + b"\x08\x01\x00\x00;"
 
 
 def progressive_jpeg(scans: int) -> bytes:

@@ -84,7 +84,7 @@ def _seal(data: bytearray) -> None:
         place = end + 4
 
 
-def _flip(chance: random.Random, data: bytearray, _: Sequence[bytes]) -> None:
+def _flip(chance: random.Random, data: bytearray, files: Sequence[bytes]) -> None:
     """Other bytes, half of the time near the beginning."""
     for _ in range(chance.choice((1, 1, 2, 8))):
         if data:
