@@ -199,11 +199,18 @@ class Preparation:
 
     def _prepare_image(self, data: bytes, param: str, only_grid: bool) -> PreparedImage:
         """On a thread: decode an image and make it small. Raises InputError."""
-        settings = self._tools.settings
+        settings, model = self._tools.settings, self._model
+        original_size: tuple[int, int] | None = None
+
+        def reduced_size(size: tuple[int, int]) -> tuple[int, int] | None:
+            nonlocal original_size
+            original_size = size
+            return model.reduced_size(size)
+
         with self._tools.pixels.share() as wait_for_room:
             try:
-                image = decode_image(data, settings.max_image_bytes, settings.max_image_pixels, wait_for_room)
-                prepared = self._model.prepare_image(image)
+                image = decode_image(data, settings.max_image_bytes, settings.max_image_pixels, wait_for_room, reduced_size)
+                prepared = model.prepare_image(image, original_size)
             except (ImageInvalid, InvalidInput) as error:
                 raise InputError(error.with_traceback(None), param) from None
         return replace(prepared, patches=prepared.patches[:0].copy()) if only_grid else prepared

@@ -156,8 +156,13 @@ class EmbeddingModel(Protocol):
     @property
     def info(self) -> ModelInfo: ...
 
-    def prepare_image(self, image: Image.Image) -> PreparedImage:
-        """Preprocess one image, of mode RGB, so that it need not be kept whole. Safe in many threads at once.
+    def reduced_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """What an image of `size` (width, height) will be resized to, where limits of ours make it smaller than the official code
+        would; None where it must come as it is. Raises InvalidInput."""
+
+    def prepare_image(self, image: Image.Image, original_size: tuple[int, int] | None = None) -> PreparedImage:
+        """Preprocess one image, of mode RGB, so that it need not be kept whole. `original_size` is that of the file, where the
+        image was reduced already. Safe in many threads at once.
 
         Raises InvalidInput for what this model cannot embed.
         """

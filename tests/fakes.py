@@ -103,7 +103,10 @@ class FakeModel:
         """The vector that an input must get."""
         return vector_of(self.prepare(EmbeddingInput(parts, instruction, verbatim)).token_ids, self.width)
 
-    def prepare_image(self, image: Image.Image) -> PreparedImage:
+    def reduced_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        return None
+
+    def prepare_image(self, image: Image.Image, original_size: tuple[int, int] | None = None) -> PreparedImage:
         return prepare_image(image)
 
     def prepare(self, item: EmbeddingInput) -> PreparedInput:

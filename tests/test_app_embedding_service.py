@@ -166,9 +166,9 @@ async def test_a_request_with_much_to_prepare_does_not_hold_up_the_others(serve:
 class Remembering(FakeModel):
     """Keeps weak references to the images that it was given."""
 
-    def prepare_image(self, image: Image.Image) -> PreparedImage:
+    def prepare_image(self, image: Image.Image, original_size: tuple[int, int] | None = None) -> PreparedImage:
         SEEN.append(weakref.ref(image))
-        prepared = super().prepare_image(image)
+        prepared = super().prepare_image(image, original_size)
         SEEN.append(weakref.ref(prepared.patches))
         return prepared
 
@@ -214,10 +214,10 @@ class Counting(FakeModel):
         self.may_go_on = threading.Event()
         self.may_go_on.set()
 
-    def prepare_image(self, image: Image.Image) -> PreparedImage:
+    def prepare_image(self, image: Image.Image, original_size: tuple[int, int] | None = None) -> PreparedImage:
         self.images += 1
         assert self.may_go_on.wait(10)
-        return super().prepare_image(image)
+        return super().prepare_image(image, original_size)
 
 
 @pytest.mark.parametrize("truncate", [False, True])

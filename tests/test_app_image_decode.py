@@ -13,6 +13,7 @@ import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from PIL import Image, ImageFile
 
 from app import image_decode
 from app.image_decode import FORMATS, MAX_ASPECT_RATIO, ImageInvalid, decode_image
+from tests.hosts import picture
 from tests.image_files import (
     BOMBS,
     PIECES,
@@ -404,3 +406,54 @@ def test_many_threads() -> None:
 def test_torch_is_not_imported() -> None:
     source = Path(image_decode.__file__).read_text()
     assert "import torch" not in source and "import qwen_vl_utils" not in source
+
+
+# What will be reduced
+
+
+def photograph(width: int, height: int) -> bytes:
+    """A JPEG with structure at every scale, as photographs have it."""
+    random, field = np.random.default_rng(1), np.zeros((height, width, 3), np.float32)
+    for level in range(1, 9):
+        shape = (max(2, height * 2**level // 1024), max(2, width * 2**level // 1024))
+        for channel in range(3):
+            layer = Image.fromarray(random.standard_normal(shape).astype(np.float32)).resize((width, height))
+            field[..., channel] += np.asarray(layer) * 2.0**-level
+    field = (field - field.min()) / (field.max() - field.min()) * 255
+    return encoded(Image.fromarray(field.astype(np.uint8)), "JPEG", quality=90)
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("reduced", "size"), [((200, 150), (500, 375)), ((600, 450), (2000, 1500)), (None, (2000, 1500))])
+def test_a_jpeg_is_decoded_at_no_less_than_twice_its_reduced_size(reduced: Any, size: tuple[int, int]) -> None:
+    asked: list[tuple[int, int]] = []
+    room: list[int] = []
+
+    def reduced_size(size: tuple[int, int]) -> Any:
+        asked.append(size)
+        return reduced
+
+    image = decode_image(photograph(2000, 1500), MAX_BYTES, MAX_PIXELS, room.append, reduced_size)
+    assert (asked, image.size, room) == ([(2000, 1500)], size, [size[0] * size[1]])
+
+
+def test_its_reduced_pixels_are_the_same_to_within_one_level() -> None:
+    data, reduced = photograph(2000, 1500), (320, 240)
+    whole = decode(data).resize(reduced, Image.Resampling.BICUBIC)
+    smaller = decode_image(data, MAX_BYTES, MAX_PIXELS, reduced_size=lambda size: reduced)
+    apart = np.abs(np.asarray(whole, int) - np.asarray(smaller.resize(reduced, Image.Resampling.BICUBIC), int))
+    assert smaller.size == (1000, 750)
+    assert apart.max() <= 2 and apart.mean() < 0.2
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_other_formats_are_decoded_whole(format: str) -> None:
+    data = encoded(picture(1, (640, 480)), format)
+    image = decode_image(data, MAX_BYTES, MAX_PIXELS, reduced_size=lambda size: (32, 24))
+    assert image.size == (640, 480)
+    assert image.tobytes() == decode(data).tobytes()

@@ -771,3 +771,14 @@ def test_measure(monkeypatch: pytest.MonkeyPatch, seconds: float, largest: int) 
     assert rates.measure(clock.embed, item) == pytest.approx(50 / seconds)
     assert max(clock.batches) == clock.batches[-1] == largest
     assert clock.batches == sorted(clock.batches)
+
+
+@pytest.mark.parametrize("size", [(1200, 800), (4001, 3000), (513, 512), (512, 512), (64, 64), (6000, 30)])
+def test_an_image_that_was_reduced_is_planned_as_the_original(model: EmbeddingModel, size: tuple[int, int]) -> None:
+    whole = noise(*size)
+    reduced = model.reduced_size(size)
+    plan = model.prepare_image(whole).grid
+    assert reduced == (plan.size if plan.official_size else None)
+    if reduced is not None:
+        half = whole.resize((-(-size[0] // 2), -(-size[1] // 2)))
+        assert model.prepare_image(half, size).grid == plan

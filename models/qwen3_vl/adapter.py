@@ -76,9 +76,14 @@ class Qwen3VLEmbedding:
             largest_image=largest_image(limits, self._spec),
         )
 
-    def prepare_image(self, image: Image.Image) -> PreparedImage:
+    def reduced_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """What the limits make of an image of `size`, where that is less than the official size. Raises InvalidInput."""
+        grid = plan_image(size, self._limits, self._spec)
+        return grid.size if grid.official_size else None
+
+    def prepare_image(self, image: Image.Image, original_size: tuple[int, int] | None = None) -> PreparedImage:
         """Resize an image of mode RGB, and cut it into patches. Raises InvalidInput."""
-        return extract_patches(image, plan_image(image.size, self._limits, self._spec), self._spec)
+        return extract_patches(image, plan_image(original_size or image.size, self._limits, self._spec), self._spec)
 
     def prepare(self, item: EmbeddingInput) -> PreparedInput:
         """Tokenise, and cut images into patches. Raises InvalidInput."""

@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -32,11 +33,11 @@ _ECHO = re.compile(r"0x[0-9a-f]|[<>/\\\n]|[a-z][A-Z]|[a-z]\.[a-z]|[Ee]rr(or|no)"
 def with_errors_of_pillow() -> None:
     """with the decoder's exceptions as they are, but for the usual ones."""
 
-    def decode(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
+    def decode(data: bytes, max_bytes: int, max_pixels: int, *callbacks: Any) -> Image.Image:
         from app import image_decode
 
         try:
-            return image_decode._decode(data, max_pixels)
+            return image_decode._decode(data, max_pixels, *callbacks)
         except (UnidentifiedImageError, OSError):
             raise image_decode.ImageInvalid("image file is damaged or cut short") from None
 
@@ -46,18 +47,18 @@ def with_errors_of_pillow() -> None:
 def with_the_text_of_errors() -> None:
     """with the text of exceptions in messages."""
 
-    def decode(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
+    def decode(data: bytes, max_bytes: int, max_pixels: int, *callbacks: Any) -> Image.Image:
         from app import image_decode
 
         try:
-            return image_decode._decode(data, max_pixels)
+            return image_decode._decode(data, max_pixels, *callbacks)
         except Exception as error:
             raise image_decode.ImageInvalid(str(error)) from None
 
     _decode_with(decode)
 
 
-def _decode_with(decode: Callable[[bytes, int, int], Image.Image]) -> None:
+def _decode_with(decode: Callable[..., Image.Image]) -> None:
     from app import preparation
 
     vars(preparation)["decode_image"] = decode
