@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -89,7 +90,8 @@ TILE = (4, 1, 30_000)
 TILED = {259: (3, 1, 8), 324: (4, 1, 500), 325: (4, 1, 900)}
 
 PIXELS, PIECES, VALUES = "pixels; the limit is 50,000,000", "made of too many pieces", "values; the limit is 200,000"
-BOMBS = {
+# Each with words of its refusal.
+BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "png of 2.5 gigapixels": (PIXELS, lambda: png(50_000, 50_000, bytes(2**20))),
     "png with the largest size": (PIXELS, lambda: png(2**31 - 1, 2**31 - 1, b"")),
     "png text": ("damaged", lambda: png(9, 9, bytes(90), png_chunk(b"zTXt", b"k\0\0" + LONG_TEXT))),

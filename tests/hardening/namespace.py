@@ -15,13 +15,13 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from tests.hardening.background import background
+from tests.hardening.background import background, listening
 
 # The only addresses that may be dialled; behind the third, public too, nobody is at home.
 PUBLIC, PUBLIC_6 = "93.184.216.34", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"
@@ -170,11 +170,16 @@ def running(world: World) -> Iterator[None]:
         yield
 
 
-async def _listen(world: World) -> None:
-    for port in PORTS:
-        await asyncio.start_server(world.speak, "0.0.0.0", port)
-        await asyncio.start_server(world.speak, "::", port)
-    await asyncio.get_running_loop().create_datagram_endpoint(lambda: _NameServer(world), ("127.0.0.1", 53))
+@asynccontextmanager
+async def _listen(world: World) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        for port in PORTS:
+            await stack.enter_async_context(listening(world.speak, "0.0.0.0", port))
+            await stack.enter_async_context(listening(world.speak, "::", port))
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(lambda: _NameServer(world), ("127.0.0.1", 53))
+        stack.callback(transport.close)
+        yield
 
 
 def settle() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tests.hardening.background import background
+from tests.hardening.background import background, listening
 
 # A host gives up by itself, so that a server without its guard ends too.
 DRIBBLES_S = 4.0
@@ -94,6 +94,5 @@ class SlowHost:
 def slow_host(image: bytes) -> Iterator[SlowHost]:
     """On a thread, on a free port."""
     host = SlowHost(image)
-    with background(lambda: asyncio.start_server(host.speak, "127.0.0.1", 0)) as listening:
-        host.port = listening.sockets[0].getsockname()[1]
+    with background(lambda: listening(host.speak, "127.0.0.1", 0)) as host.port:
         yield host
