@@ -364,7 +364,7 @@ def retry_after(site: Site) -> Outcome:
     good = len(ratios) > 3 and values[0] > values[-1] > 0 and all(1 / 3 <= ratio <= 3 for ratio in ratios)
     return Outcome(
         good,
-        f"from {values[0]} s down to {values[-1]} s in {len(values)} replies; {min(ratios):.2f} to {max(ratios):.2f} times the time "
+        f"from {values[0]} s down to {values[-1]} s in {len(values)} replies; {min(ratios):.2f} to {max(ratios):.2f} of the time "
         "that it took",
     )
 
@@ -524,11 +524,8 @@ async def _deadlines(server: Process, judge_times: bool) -> Outcome:
     # As the header says it; without one, and beyond the setting, the setting counts.
     given = [f"{rng.uniform(0.1, 1.2):.3f}" for _ in range(40)] + [None] * 10 + ["100"] * 10
     async with Callers(server.port()) as callers:
-        refused = [
-            answer.status == 400 and answer.code == "invalid_request_error"
-            for value in MALFORMED
-            for answer in [await callers.ask(with_timeout("malformed", value), 5)]
-        ]
+        malformed = await asyncio.gather(*(callers.ask(with_timeout("malformed", value)) for value in MALFORMED))
+        refused = [answer.status == 400 and answer.code == "invalid_request_error" for answer in malformed]
         running = asyncio.create_task(callers.ask(embedding("running")))
         while not await callers.metric("embedding_prepare_seconds_count"):
             await asyncio.sleep(0.01)
