@@ -287,8 +287,8 @@ def without_counting_inputs() -> None:
 
     kept = Scheduler.reserve
 
-    def reserve(self, count, *more):  # type: ignore[no-untyped-def]
-        places = kept(self, 1, *more)
+    def reserve(self, count, *more, **named):  # type: ignore[no-untyped-def]
+        places = kept(self, 1, *more, **named)
         places._left += count - 1
         self._reserved += count - 1
         return places
@@ -304,7 +304,7 @@ def without_counting_inputs() -> None:
     without_a_full_queue,
 )
 def overload_mixed(site: Site) -> Outcome:
-    places = 128
+    places = 192
     settings = {"FAKE_SECONDS_PER_BATCH": "0.2", "MAX_BATCH_SIZE": "64", "MAX_QUEUE_SIZE": str(places)}
     with site.own("tests.fakes", **settings) as server:
         server.until_status("ok")
@@ -323,7 +323,7 @@ def overload_mixed(site: Site) -> Outcome:
 
 async def _overload_mixed(server: Process, site: Site) -> tuple[Flood, float, float, float]:
     async with Callers(server.port()) as callers:
-        peak = await Flood([1]).steady(callers, [1] * 64 + [32] * 2, site.many(4, 2))
+        peak = await Flood([1]).steady(callers, [1] * 96 + [32] * 3, site.many(4, 2))
         # 32 requests of one input and one of 32, in turns that are not always the same.
         flood = Flood(random.Random(1).sample([1] * 320 + [32] * 10, 330))
         depths: list[float] = []
