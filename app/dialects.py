@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import orjson
-
 from app.dialect_items import (
     TOKEN_IDS,
     Context,
@@ -26,6 +24,7 @@ from app.dialect_items import (
     refusal,
     typed,
 )
+from app.json_body import decode_json
 
 __all__ = ["EmbeddingRequest", "ImageSource", "InvalidRequest", "ModelNotFound", "RequestItem", "RequestLimits", "parse"]
 
@@ -51,6 +50,11 @@ class EmbeddingRequest:
     truncate: bool
     partial: bool
 
+    @property
+    def num_bytes(self) -> int:
+        """The memory that its items take, about."""
+        return sum(item.num_bytes for item in self.items if isinstance(item, RequestItem))
+
 
 def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
     """The request that `body` holds. Raises InvalidRequest, or ModelNotFound."""
@@ -74,13 +78,7 @@ def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
 
 
 def _decode(body: bytes | bytearray) -> dict[str, Any]:
-    request, valid = None, True
-    try:
-        request = orjson.loads(body)
-    except ValueError:
-        valid = False  # raised outside of here: the decoder's exception holds the whole body, and a refusal would hold it too
-    if not valid:
-        raise InvalidRequest("the body is not valid JSON in UTF-8, or is nested too deeply")
+    request = decode_json(body)
     if not isinstance(request, dict):
         raise InvalidRequest('the body must be a JSON object with "input" or "messages"')
     return request

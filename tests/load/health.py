@@ -11,14 +11,16 @@ import argparse
 import asyncio
 import base64
 import collections
+import contextlib
+import functools
+import gzip
 import io
 import ipaddress
 import multiprocessing
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -47,9 +49,20 @@ def texts_body(size: int) -> bytes:
     return orjson.dumps({"input": [" ".join(words[at : at + 150]) for at in range(0, len(words), 150)][:2000]})
 
 
+def many_body(element: bytes) -> bytes:
+    """A body of 30 MiB in which the elements are as many as there is room for."""
+    return b'{"input":[' + b",".join([element] * ((30 << 20) // (len(element) + 1))) + b"]}"
+
+
 LOADS: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
+    "32 texts": lambda: texts_body(32 * 900),
     "2,000 texts": lambda: texts_body(2 << 20),
+    "2,000 texts of 10 KB": lambda: orjson.dumps({"input": ["word " * 2000] * 2000}),
+    "many {}": lambda: many_body(b"{}"),
+    "many 0": lambda: many_body(b"0"),
+    "many texts": lambda: many_body(b'""'),
+    "a gzip bomb": lambda: gzip.compress(bytes(1 << 28), 1),
     "no JSON, 20 MiB": lambda: b"[" * LARGE_BODY,
     "a text of 20 MiB": lambda: orjson.dumps({"input": "word " * (LARGE_BODY // 5)}),
     "no image, 20 MiB": lambda: image_body(bytes(15 << 20)),
@@ -60,18 +73,21 @@ LOADS: dict[str, Callable[[], bytes]] = {
 
 
 async def load(url: str, key: str, body: bytes, callers: int, seconds: float) -> collections.Counter[int]:
-    """Callers that send the body over and over; their replies by status."""
+    """Callers that send the body over and over, gzip under its name, and go when the time is over; their replies by status."""
     until = time.perf_counter() + seconds
     statuses: collections.Counter[int] = collections.Counter()
+    headers = {"Content-Encoding": "gzip"} if body[:2] == b"\x1f\x8b" else {}
 
     async def call() -> None:
         while body and time.perf_counter() < until:
-            async with session.post("/v1/embeddings", data=io.BytesIO(body)) as reply:
+            async with session.post("/v1/embeddings", data=io.BytesIO(body), headers=headers) as reply:
                 await reply.read()
                 statuses[reply.status] += 1
 
     async with aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {key}"}) as session:
-        await asyncio.gather(*(call() for _ in range(callers)))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*(call() for _ in range(callers)))
     return statuses
 
 
@@ -95,20 +111,39 @@ def run(options: argparse.Namespace) -> None:
         raise SystemExit("only a loopback address is ever loaded")
     # The load in a process of its own: it would hold up the probe.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
-        for name, make in LOADS.items():
+        for name in LOADS:
             if options.only not in name:
                 continue
-            sent = other.submit(run_load, options.url, options.key, make(), options.callers, options.seconds)
+            sent = other.submit(run_load, options.url, options.key, [(name, options.callers)], options.seconds)
             waits = asyncio.run(probe(options.url, options.seconds))
-            p50, p99 = (waits[min(len(waits) - 1, int(len(waits) * share))] * 1000 for share in (0.5, 0.99))
+            p50, p99 = (share_of(waits, share) for share in (0.5, 0.99))
             print(
-                f"{name:>18}: p50 {p50:6.1f}  p99 {p99:6.1f}  longest {waits[-1] * 1000:6.1f} ms  {dict(sent.result())}",
+                f"{name:>20}: p50 {p50:6.1f}  p99 {p99:6.1f}  longest {waits[-1] * 1000:6.1f} ms  {dict(sent.result())}",
                 flush=True,
             )
 
 
-def run_load(*arguments: Any) -> collections.Counter[int]:
-    return asyncio.run(load(*arguments))
+def share_of(waits: Sequence[float], share: float) -> float:
+    """The wait, in milliseconds, that such a share of them does not exceed."""
+    return waits[min(len(waits) - 1, int(len(waits) * share))] * 1000
+
+
+def run_load(url: str, key: str, loads: Sequence[tuple[str, int]], seconds: float) -> collections.Counter[int]:
+    """Several of LOADS at once, each by name and number of callers; all replies by status. Their bodies are made before the time
+    begins to run."""
+    bodies = [(body_of(name), callers) for name, callers in loads]
+
+    async def run() -> collections.Counter[int]:
+        return sum(
+            await asyncio.gather(*(load(url, key, body, callers, seconds) for body, callers in bodies)), collections.Counter()
+        )
+
+    return asyncio.run(run())
+
+
+@functools.cache
+def body_of(name: str) -> bytes:
+    return LOADS[name]()
 
 
 def main() -> None:
