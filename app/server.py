@@ -33,6 +33,8 @@ FAILED_GRACE_S = 1.5
 FAILED_DEADLINE_S = 8.0
 # After the shutdown timeout: time for the 503s of what was given up to be written.
 ABANDON_GRACE_S = 2.0
+# With the listener closed: time for what it has accepted last to be a connection that can be answered, or closed.
+LAST_ACCEPTED_S = 0.05
 # Then what is still being written, to a client that does not read it, is cut off.
 CUT_OFF_S = 0.1
 
@@ -121,11 +123,16 @@ async def drain(lifecycle: Lifecycle, scheduler: Scheduler, give_up_at: float, g
 
 
 async def finish_replies(runner: web.AppRunner, cut_off_at: float) -> None:
-    """Close idle connections, and let the replies that are being written go out: until a time on the loop's clock."""
+    """Close idle connections, and let the replies that are being written go out: until a time on the loop's clock.
+
+    For connections that the listeners, closed by now, have accepted in their last moment there is one more: aiohttp never wakes
+    one that it is told to close before its handler has begun to wait.
+    """
     assert runner.server is not None
-    runner.server.pre_shutdown()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout_at(cut_off_at):
+            await asyncio.sleep(LAST_ACCEPTED_S)
+            runner.server.pre_shutdown()
             await runner.server.shutdown()
 
 

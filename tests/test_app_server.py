@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -13,7 +14,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from app.main import create_app
+from app.server import bind, finish_replies, listen
+from tests.conftest import make_settings
+from tests.fakes import FakeModel
 from tests.hosts import ROOT, Process, post, process
 
 
@@ -173,6 +179,26 @@ def test_a_client_that_reads_slowly_gets_its_whole_reply() -> None:
             head, _, body = read_all(slow).partition(b"\r\n\r\n")
         assert int(head.lower().partition(b"content-length: ")[2].split()[0]) == len(body)
         assert running.wait(5) == 0
+
+
+# In one of these turns asyncio itself drops the connection: its listener is gone before the transport is there.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_connection_of_the_last_moment_does_not_hold_up_the_end(turns: int) -> None:
+    """The listener has accepted it, and so many turns of the loop later it closes: the connection is answered, or closed."""
+    runner = web.AppRunner(create_app(make_settings(), FakeModel), handle_signals=False, handler_cancellation=True)
+    await runner.setup()
+    (sock,) = bind("127.0.0.1", 0)
+    listener = await listen(runner, sock, header_timeout_s=15)
+    with socket.create_connection(sock.getsockname()) as late:
+        late.sendall(post(b'{"input":"late"}'))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        listener.close()
+        began = time.monotonic()
+        await finish_replies(runner, began + 5)
+        assert time.monotonic() - began < 3
+    await runner.cleanup()
 
 
 def test_a_port_in_use() -> None:

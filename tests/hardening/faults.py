@@ -7,14 +7,19 @@ import collections
 import contextlib
 import json
 import time
+from collections.abc import Iterator
+from typing import Any
 
-from tests.hardening.board import Guard, Outcome, Site, check
+import numpy as np
+
+from tests.hardening.board import CHECKPOINT, READY_S, Guard, Outcome, Site, check
 from tests.hardening.callers import Answer, Callers, embedding, ended, get, is_vector_of
 from tests.hosts import Process
 
 WAITERS = 32
 BATCH_S = 0.3
 STALL_S = 1.0
+COSINE = 0.9999
 # Bars, and beyond them when a check that does not go by the clock gives up.
 ANSWERED_S = 2.0
 EXIT_S = 10.0
@@ -102,6 +107,33 @@ async def _probe(callers: Callers, seen: set[str]) -> None:
         await asyncio.sleep(0.02)
 
 
+def without_the_adapters_word() -> None:
+    """without the adapter's word on what torch's error means."""
+    from models import devices
+
+    devices.translate = lambda error: error
+
+
+@check(
+    "sticky torch error",
+    f"{WAITERS} waiters, torch's error of a CUDA device from the first batch on, in the miniature model",
+    "all 503 worker_died < 2 s, /health failed, exit 3 < 10 s",
+    without_the_adapters_word,
+    quick=False,
+)
+def sticky_torch_error(site: Site) -> Outcome:
+    with real(site, FAULT_FROM="1") as server:
+        return asyncio.run(_lost(server, 0.0, judge_times=not site.quick))
+
+
+@contextlib.contextmanager
+def real(site: Site, **faults: str) -> Iterator[Process]:
+    """The miniature model, with faults, ready."""
+    with site.own("tests.hardening.faulty", MODEL_PATH=str(CHECKPOINT), DEVICE="cpu", **faults) as server:
+        server.until_status("ok", READY_S)
+        yield server
+
+
 lost(
     "device thread killed",
     f"{WAITERS} waiters, the device's thread ends in its first batch",
@@ -167,7 +199,32 @@ def never_fits(site: Site) -> Outcome:
     )
 
 
-async def _both_ways(server: Process, texts: list[str]) -> tuple[list[object], list[object]]:
+@check(
+    "torch out of memory",
+    f"{WAITERS} inputs at once, both ways, to the miniature model on a device that takes 5",
+    f"{WAITERS} of {WAITERS} right vectors, both ways",
+    without_halves,
+    quick=False,
+)
+def torch_out_of_memory(site: Site) -> Outcome:
+    texts = [f"text {number}" for number in range(WAITERS)]
+    with real(site, FAULT_ABOVE="5") as server:
+        solo = asyncio.run(_alone(server, texts))
+        ways = asyncio.run(_both_ways(server, texts))
+        failed = "inputs failed: " in server.stderr
+    right = [sum(row is not None and np.dot(row, one) > COSINE for row, one in zip(rows, solo, strict=True)) for rows in ways]
+    told = "batches failed" if failed else "none was too large"
+    good = right == [WAITERS, WAITERS] and failed
+    return Outcome(good, f"{right[0]} of {WAITERS} in one request, {right[1]} from callers; {told}")
+
+
+async def _alone(server: Process, texts: list[str]) -> list[Any]:
+    """The vector of each text, asked for by itself."""
+    async with Callers(server.port()) as callers:
+        return [(await callers.ask(embedding(text))).vectors()[0] for text in texts]
+
+
+async def _both_ways(server: Process, texts: list[str]) -> tuple[list[Any], list[Any]]:
     """The vectors of texts in one request that takes partial results, and from callers with one each; None for a failure."""
     async with Callers(server.port()) as callers:
         answer = await callers.ask(embedding(texts, partial=True))

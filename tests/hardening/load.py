@@ -287,8 +287,8 @@ def without_counting_inputs() -> None:
 
     kept = Scheduler.reserve
 
-    def reserve(self, count, *more):  # type: ignore[no-untyped-def]
-        places = kept(self, 1, *more)
+    def reserve(self, count, *more, **named):  # type: ignore[no-untyped-def]
+        places = kept(self, 1, *more, **named)
         places._left += count - 1
         self._reserved += count - 1
         return places
@@ -304,7 +304,7 @@ def without_counting_inputs() -> None:
     without_a_full_queue,
 )
 def overload_mixed(site: Site) -> Outcome:
-    places = 128
+    places = 192
     settings = {"FAKE_SECONDS_PER_BATCH": "0.2", "MAX_BATCH_SIZE": "64", "MAX_QUEUE_SIZE": str(places)}
     with site.own("tests.fakes", **settings) as server:
         server.until_status("ok")
@@ -323,7 +323,7 @@ def overload_mixed(site: Site) -> Outcome:
 
 async def _overload_mixed(server: Process, site: Site) -> tuple[Flood, float, float, float]:
     async with Callers(server.port()) as callers:
-        peak = await Flood([1]).steady(callers, [1] * 64 + [32] * 2, site.many(4, 2))
+        peak = await Flood([1]).steady(callers, [1] * 96 + [32] * 3, site.many(4, 2))
         # 32 requests of one input and one of 32, in turns that are not always the same.
         flood = Flood(random.Random(1).sample([1] * 320 + [32] * 10, 330))
         depths: list[float] = []
@@ -364,7 +364,7 @@ def retry_after(site: Site) -> Outcome:
     good = len(ratios) > 3 and values[0] > values[-1] > 0 and all(1 / 3 <= ratio <= 3 for ratio in ratios)
     return Outcome(
         good,
-        f"from {values[0]} s down to {values[-1]} s in {len(values)} replies; {min(ratios):.2f} to {max(ratios):.2f} times the time "
+        f"from {values[0]} s down to {values[-1]} s in {len(values)} replies; {min(ratios):.2f} to {max(ratios):.2f} of the time "
         "that it took",
     )
 
@@ -524,11 +524,8 @@ async def _deadlines(server: Process, judge_times: bool) -> Outcome:
     # As the header says it; without one, and beyond the setting, the setting counts.
     given = [f"{rng.uniform(0.1, 1.2):.3f}" for _ in range(40)] + [None] * 10 + ["100"] * 10
     async with Callers(server.port()) as callers:
-        refused = [
-            answer.status == 400 and answer.code == "invalid_request_error"
-            for value in MALFORMED
-            for answer in [await callers.ask(with_timeout("malformed", value), 5)]
-        ]
+        malformed = await asyncio.gather(*(callers.ask(with_timeout("malformed", value)) for value in MALFORMED))
+        refused = [answer.status == 400 and answer.code == "invalid_request_error" for answer in malformed]
         running = asyncio.create_task(callers.ask(embedding("running")))
         while not await callers.metric("embedding_prepare_seconds_count"):
             await asyncio.sleep(0.01)
