@@ -18,13 +18,10 @@ from tests.fakes import FakeModel
 from tests.hardening.bad_bodies import bad_bodies
 from tests.hardening.board import CHECKPOINT, Outcome, Site, check
 from tests.hardening.vectors import SAME, Vectors, cosine, embed_all, same, solo_vectors
+from tests.hardening.wire import tally
 from tests.hosts import Process, base64_of, data_uri, picture
 
 T = TypeVar("T")
-
-
-def tally(seen: Iterable[object]) -> str:
-    return ", ".join(f"{count} x {what}" for what, count in sorted(collections.Counter(map(str, seen)).items()))
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -69,7 +66,7 @@ def decoding_raises() -> None:
     """without catching what the image decoder raises."""
     from app import image_decode
 
-    image_decode.ImageInvalid = type("Broken", (Exception,), {})  # type: ignore[misc]
+    image_decode.decode_image = lambda data, max_bytes, max_pixels: image_decode._decode(data, max_pixels)
 
 
 @check(
@@ -98,6 +95,13 @@ def bad_inputs(site: Site) -> Outcome:
 # The document
 
 
+def refusals_unknown() -> None:
+    """without a row for malformed requests in the table of errors."""
+    from app import errors
+
+    del errors.TABLE[errors.InvalidRequest]
+
+
 def errors_without_type() -> None:
     """without the documented form of an error."""
     from app import errors
@@ -117,7 +121,7 @@ SCHEMATHESIS = (
     "schemathesis",
     "what Schemathesis makes of the server's own /openapi.json: examples, coverage, fuzzing and stateful, good and bad data",
     "no 5xx; statuses, content types, headers and bodies as documented; bad data refused; no route open without its key",
-    types_unchecked,
+    refusals_unknown,
     errors_without_type,
 )
 def schemathesis(site: Site) -> Outcome:
@@ -251,8 +255,8 @@ def tokens_of(site: Site, items: Sequence[Any]) -> list[tuple[int, int, str]]:
 
 @check(
     "special tokens",
-    f"{len(HOSTILE)} strings of special tokens and the template's words, as text, as instruction, split over parts, and beside an "
-    "image: alone, in one request with others, and at once with them",
+    f"{len(HOSTILE)} strings of special tokens and the template's words, as text, as instruction, split over parts, and beside "
+    "an image: alone, in one request with others, and at once with them",
     f"all 200; each token of theirs is read as several of text, none as an image; split or whole, the vector is one; theirs and "
     f"their neighbours' vectors are what they are alone (cosine > {SAME})",
     special_in_users_text,
@@ -269,7 +273,8 @@ def special_tokens(site: Site) -> Outcome:
     counts = [sum(text.count(token) for token in SPECIAL) for text in strings]
     misread = sum(found[0] < empty[0] + 2 * count for found, count in zip(read, counts, strict=True))
     misread += sum(
-        found[1] != (pixels[1] if way == "mixed" else 0) for found, way in zip(counted[len(strings) :], itertools.cycle(ways("")))
+        found[1] != (pixels[1] if way == "mixed" else 0)
+        for found, way in zip(counted[len(strings) : -2], itertools.cycle(ways("")))
     )
     misread += sum(text not in found[2] for text, found in zip(strings, read, strict=True))
 
@@ -340,7 +345,7 @@ def refused_for_one() -> None:
 
 POISON: dict[str, tuple[Any, int]] = {
     "no image": ({"image": "aGVsbG8="}, 400),
-    "half an image": ({"image": PICTURE[: len(PICTURE) // 8 * 4]}, 400),
+    "half an image": ({"image": base64_of(picture(12))[:80]}, 400),
     "too long": ("word " * 20_000, 400),
     "malformed": ({"text": 5}, 400),
     "an image's tokens": ("<|vision_start|><|image_pad|><|vision_end|>", 200),
@@ -350,8 +355,8 @@ FAULT = "poison"
 
 @check(
     "poison",
-    f"one bad input among {CALLERS} callers at once, and among {CALLERS} inputs of one request, in every position: no image, half an "
-    "image, too long, malformed, special tokens of an image, and one that breaks the model",
+    f"one bad input among {CALLERS} callers at once, and among {CALLERS} inputs of one request, in every position: no image, "
+    "half an image, too long, malformed, special tokens of an image, and one that breaks the model",
     f"it alone fails; the {CALLERS - 1} others' vectors are what they are alone (cosine > {SAME})",
     batches_fail_whole,
     refused_for_one,
