@@ -61,13 +61,14 @@ def run_server(settings: Settings) -> int:
     """Serve until the end."""
     # Imported once the settings have put CUDA_VISIBLE_DEVICES and the like in place.
     from app.main import create_app
-    from app.process import freeze_heap, share_interpreter
+    from app.process import allow_connections, freeze_heap, share_interpreter
     from app.server import serve
 
     async def run() -> int:
         return await serve(create_app(settings, on_ready=freeze_heap))
 
     share_interpreter()
+    allow_connections()
     return asyncio.run(run())
 
 

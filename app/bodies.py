@@ -7,12 +7,14 @@ import asyncio
 from aiohttp import hdrs, web
 
 from app.errors import BodyBroken, BodyCompressed, BodyTimeout, BodyTooLarge
+from app.memory import MemoryShare
 
 
-async def read_body(request: web.Request, max_bytes: int, timeout_s: float) -> bytearray:
-    """The whole body, not copied once more. The length that the headers announce is checked before anything is read.
+async def read_body(request: web.Request, max_bytes: int, timeout_s: float, memory: MemoryShare) -> bytearray:
+    """The whole body, not copied once more. The length that the headers announce is checked before anything is read; what comes
+    is added to `memory`.
 
-    Raises BodyCompressed, BodyTooLarge, BodyTimeout, BodyBroken.
+    Raises BodyCompressed, BodyTooLarge, BodyTimeout, BodyBroken, and as MemoryShare does.
     """
     codings = (*_codings(request, hdrs.CONTENT_ENCODING), *_codings(request, hdrs.TRANSFER_ENCODING) - {"chunked"})
     if any(coding not in ("", "identity") for coding in codings):
@@ -27,6 +29,7 @@ async def read_body(request: web.Request, max_bytes: int, timeout_s: float) -> b
     try:
         async with asyncio.timeout(timeout_s):
             async for chunk in request.content.iter_any():
+                memory.add(len(chunk))
                 body += chunk
                 if len(body) > max_bytes:
                     raise BodyTooLarge(f"the body is larger than the limit of {max_bytes:,} bytes")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from sys import getsizeof
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -39,7 +40,8 @@ TOKEN_IDS = f"holds numbers. {TOKEN_IDS_ADVICE}"
 
 _MAX_SCHEME = 16  # the longest scheme worth a message of its own; longer ones are refused as base64, which has no colon
 _MAX_DATA_HEADER = 1024  # a media type and its parameters are far shorter; without a bound all of the image is searched
-_MAX_URL = 8190  # the request line that common servers accept
+# The request line that common servers accept. Parsing and quoting a longer one would hold up the event loop.
+MAX_URL_LENGTH = 8190
 
 
 class InvalidRequest(ValueError):
@@ -68,7 +70,7 @@ class RequestItem:
 
     `instruction` is the item's own, else the request's; None is the model's default. `verbatim`: it was a system message.
     `is_text` tells that no part is an image, `characters` how long texts and instruction are together: counted where the body is
-    parsed, since there may be millions of parts.
+    parsed, since there may be millions of parts. `num_bytes` is the memory that the parts take.
     """
 
     parts: tuple[Part, ...] = field(repr=False)
@@ -77,11 +79,14 @@ class RequestItem:
     param: str
     is_text: bool = field(init=False, repr=False)
     characters: int = field(init=False, repr=False)
+    num_bytes: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         texts = [len(part) for part in self.parts if isinstance(part, str)]
         object.__setattr__(self, "is_text", len(texts) == len(self.parts))
         object.__setattr__(self, "characters", sum(texts) + len(self.instruction or ""))
+        held = (part if isinstance(part, str) else part.data or part.url for part in self.parts)
+        object.__setattr__(self, "num_bytes", sum(map(getsizeof, held)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,8 +302,8 @@ def _image(value: Any, param: str, limits: RequestLimits) -> ImageSource:
 
 
 def _url(source: str, param: str) -> str:
-    if len(source) > _MAX_URL:
-        raise refusal(param, f"is a URL of more than {_MAX_URL} characters")
+    if len(source) > MAX_URL_LENGTH:
+        raise refusal(param, f"is a URL of more than {MAX_URL_LENGTH} characters")
     try:
         parts = urlsplit(source)
         sound = bool(parts.hostname) and parts.port != 0

@@ -50,6 +50,11 @@ class EmbeddingRequest:
     truncate: bool
     partial: bool
 
+    @property
+    def num_bytes(self) -> int:
+        """The memory that its items take, about."""
+        return sum(item.num_bytes for item in self.items if isinstance(item, RequestItem))
+
 
 def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
     """The request that `body` holds. Raises InvalidRequest, or ModelNotFound."""

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from app.dialects import EmbeddingRequest
 from app.errors import row_for
-from app.preparation import Preparation, Tools
+from app.memory import MemoryShare
+from app.preparation import Preparation, Tools, expected_bytes
 from app.replies import Usage
 from models.base import Description, PreparedInput
 from models.pooling import to_dimension
@@ -56,15 +57,18 @@ class EmbeddingService:
         """The components of a vector where a request asks for no other number. Raises NotReady."""
         return self._tools.settings.embedding_dimension or self._scheduler.model.info.width
 
-    async def embed(self, request: EmbeddingRequest, deadline: float) -> Outcome:
-        """Embed every item of a request. `deadline` is on the loop's clock.
+    async def embed(self, request: EmbeddingRequest, deadline: float, memory: MemoryShare) -> Outcome:
+        """Embed every item of a request. `deadline` is on the loop's clock; `memory` gets what is made of the request.
 
-        Raises InputError for an input at fault, and the scheduler's errors.
+        Raises InputError for an input at fault, the scheduler's errors, and as MemoryShare does.
         """
         started = time.monotonic()
         with self._scheduler.reserve(len(request.items)) as places:
+            model = self._scheduler.model
+            memory.expect(expected_bytes(request, model.info))
             async with until(deadline):
-                prepared = await Preparation(self._tools, self._scheduler.model, request).prepare()
+                prepared = await Preparation(self._tools, model, request, memory).prepare()
+            memory.settle()
             prepare_seconds = time.monotonic() - started
             self._metrics.prepare_seconds.observe(prepare_seconds)
             good = [item for item in prepared if isinstance(item, PreparedInput)]
@@ -74,11 +78,11 @@ class EmbeddingService:
         finish = partial(self._finish, request, prepared, answers, prepare_seconds)
         return await self.off_loop(finish) if len(answers) > LARGE_ROWS else finish()
 
-    async def describe(self, request: EmbeddingRequest, deadline: float) -> list[Description | Exception]:
+    async def describe(self, request: EmbeddingRequest, deadline: float, memory: MemoryShare) -> list[Description | Exception]:
         """What the model would read of every item; an error in the place of an item that cannot be had at all."""
         with self._scheduler.reserve(len(request.items)):
             async with until(deadline):
-                return await Preparation(self._tools, self._scheduler.model, request).describe()
+                return await Preparation(self._tools, self._scheduler.model, request, memory).describe()
 
     async def off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run the parsing of a large body, or the writing of a large reply, off the event loop."""

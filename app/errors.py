@@ -12,6 +12,7 @@ from aiohttp import web
 from app.dialects import InvalidRequest, ModelNotFound
 from app.image_decode import ImageInvalid
 from app.image_fetch import ImageUnavailable
+from app.memory import RequestTooLarge
 from models.base import InvalidInput
 from scheduler.errors import BatchFailed, DeadlineExceeded, Draining, NotReady, Overloaded, WorkerDied
 
@@ -82,6 +83,7 @@ TABLE: dict[type[BaseException], Row] = {
     ModelNotFound: Row(404, _INVALID, "model_not_found", reason="invalid"),
     BodyTimeout: Row(408, "timeout_error", message="the body did not arrive in time", reason="timeout"),
     BodyTooLarge: Row(413, _INVALID, reason="too_large"),
+    RequestTooLarge: Row(413, _INVALID, reason="too_large"),
     BodyCompressed: Row(
         status=415,
         type=_INVALID,

@@ -19,7 +19,8 @@ from app.bodies import read_body
 from app.dialects import EmbeddingRequest, InvalidRequest, ModelNotFound, RequestLimits
 from app.embedding_service import LARGE_ROWS
 from app.errors import error_object, row_for
-from app.keys import LIFECYCLE, LOG, METRICS, SCHEDULER, SERVICE, SETTINGS, RequestLog
+from app.keys import LIFECYCLE, LOG, MEMORY, METRICS, SCHEDULER, SERVICE, SETTINGS, RequestLog
+from app.memory import MemoryShare
 from app.openapi import openapi_document
 from app.replies import embeddings_body
 from models.base import Description
@@ -37,10 +38,11 @@ _DOCS_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect
 async def create_embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings"""
     deadline = request_deadline(request)
-    parsed = await read_request(request)
     service, entry = request.app[SERVICE], request[LOG]
-    entry.inputs = len(parsed.items)
-    outcome = await service.embed(parsed, deadline)
+    with request.app[MEMORY].share() as memory:
+        parsed = await read_request(request, memory)
+        entry.inputs = len(parsed.items)
+        outcome = await service.embed(parsed, deadline, memory)
     entry.tokens, entry.timings = outcome.usage.total, outcome.timings
     log_fault(entry, outcome.rows)
     arguments = (outcome.rows, outcome.usage, request.app[SETTINGS].model_name, parsed.encoding_format)
@@ -53,10 +55,11 @@ async def create_embeddings(request: web.Request) -> web.Response:
 async def preview_embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings/preview"""
     deadline = request_deadline(request)
-    parsed = await read_request(request)
-    request[LOG].inputs = len(parsed.items)
-    started = time.monotonic()
-    described = await request.app[SERVICE].describe(parsed, deadline)
+    with request.app[MEMORY].share() as memory:
+        parsed = await read_request(request, memory)
+        request[LOG].inputs = len(parsed.items)
+        started = time.monotonic()
+        described = await request.app[SERVICE].describe(parsed, deadline, memory)
     request[LOG].timings = {"prepare": time.monotonic() - started}
     rows = [preview_row(index, row, item.param) for index, (row, item) in enumerate(zip(described, parsed.items, strict=True))]
     reply = json_reply({"object": "list", "model": request.app[SETTINGS].model_name, "data": rows})
@@ -146,12 +149,12 @@ async def docs_asset(request: web.Request) -> web.Response:
     return static_reply(request.match_info["name"])
 
 
-async def read_request(request: web.Request) -> EmbeddingRequest:
-    """The validated request. What needs no body is refused before the body is read."""
+async def read_request(request: web.Request, memory: MemoryShare) -> EmbeddingRequest:
+    """The validated request, which `memory` holds then. What needs no body is refused before the body is read."""
     app = request.app
     settings, scheduler, service = app[SETTINGS], app[SCHEDULER], app[SERVICE]
     scheduler.check_open()
-    body = await read_body(request, settings.max_request_bytes, settings.body_timeout_s)
+    body = await read_body(request, settings.max_request_bytes, settings.body_timeout_s, memory)
     scheduler.check_open()
     limits = RequestLimits(
         model_names=frozenset({settings.model_name, settings.model_id}),
@@ -160,9 +163,10 @@ async def read_request(request: web.Request) -> EmbeddingRequest:
         dimension=service.dimension(),
         max_image_bytes=settings.max_image_bytes,
     )
-    if len(body) > LARGE_BODY_BYTES:
-        return await service.off_loop(dialects.parse, body, limits)
-    return dialects.parse(body, limits)
+    large = len(body) > LARGE_BODY_BYTES
+    parsed = await service.off_loop(dialects.parse, body, limits) if large else dialects.parse(body, limits)
+    memory.add(parsed.num_bytes - len(body))
+    return parsed
 
 
 def request_deadline(request: web.Request) -> float:

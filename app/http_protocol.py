@@ -1,9 +1,10 @@
-"""aiohttp's connection handler, with four habits of its own changed.
+"""aiohttp's connection handler, with some of its habits changed.
 
 What is no HTTP, or expects what nobody knows, is answered before any middleware: here in the JSON form too, and without a
 traceback in the log. A body whose framing breaks off is at an end for whoever reads it. What comes after the last reply of a
-connection is thrown away as it is: to parse a million chunks takes half a second. And a connection that has begun a request's
-head must finish it in time.
+connection is thrown away as it is: to parse a million chunks takes half a second. And neither end may keep the other waiting for
+good: a request's head must be there in time, from the connection's start on, or from its first byte where the connection has
+served before; and a reply, which counts as memory until then, must be taken in time.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections.abc import Callable
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from app.errors import MalformedRequest, error_reply
+from app.memory import MemoryBudget
 
 log = logging.getLogger(__name__)
 
+# aiohttp's own names its version, and Python's.
+SERVER = "qwen3-vl-embedding-server"
 # Bytes that are read and parsed at a time: some 7 ms where a body comes in chunks of one byte. asyncio's own are four times that.
 READ_BYTES = 1 << 16
 
@@ -33,19 +38,33 @@ def json_error(error: BaseException) -> web.Response:
 
 
 class JsonRequestHandler(RequestHandler):
-    """One connection. `header_timeout_s` is in seconds, from a head's first byte to its last."""
+    """One connection. `header_timeout_s` and `reply_timeout_s` are in seconds; `on_refused` is told of what no middleware sees:
+    "malformed", "header_timeout" or "reply_timeout"."""
 
-    __slots__ = ("_discards", "_head_timer", "_header_timeout_s")
+    __slots__ = ("_discards", "_head_timer", "_header_timeout_s", "_memory", "_on_refused", "_reply_timeout_s")
 
-    def __init__(self, manager: web.Server, *, header_timeout_s: float, **options: Any) -> None:
+    def __init__(
+        self,
+        manager: web.Server,
+        *,
+        header_timeout_s: float,
+        reply_timeout_s: float,
+        memory: MemoryBudget,
+        on_refused: Callable[[str], None],
+        **options: Any,
+    ) -> None:
         super().__init__(manager, **options)
         self._header_timeout_s = header_timeout_s
+        self._reply_timeout_s = reply_timeout_s
+        self._memory = memory
+        self._on_refused = on_refused
         self._head_timer: asyncio.TimerHandle | None = None
         self._discards = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         transport.max_size = READ_BYTES  # type: ignore[attr-defined]
+        self._start_head_timer()
 
     def data_received(self, data: bytes) -> None:
         if self._discards:
@@ -55,7 +74,7 @@ class JsonRequestHandler(RequestHandler):
         if not self._awaits_head():
             self._stop_head_timer()
         elif data and self._head_timer is None:
-            self._head_timer = self._loop.call_later(self._header_timeout_s, self._head_is_late)
+            self._start_head_timer()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
@@ -70,15 +89,29 @@ class JsonRequestHandler(RequestHandler):
             log.error("unhandled error", exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("a reply has begun already")
-        return json_error(MalformedRequest() if malformed else exc or RuntimeError())
+        reply = json_error(MalformedRequest() if malformed else exc or RuntimeError())
+        if malformed:
+            self._on_refused("malformed")
+            log.info("%s - malformed HTTP %d", reply.headers["X-Request-Id"], reply.status)
+        return reply
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Middlewares let no HTTPException pass: this one was raised before them."""
+        """Write the reply. Middlewares let no HTTPException pass: one that comes here was raised before them."""
         if isinstance(resp, web.HTTPException):
             resp = json_error(resp)
-        finished = await super().finish_response(request, resp, start_time)
+        resp.headers[hdrs.SERVER] = SERVER
+        body = resp.body if isinstance(resp, web.Response) else None
+        try:
+            with self._memory.occupied(len(body) if isinstance(body, bytes) else 0):
+                async with asyncio.timeout(self._reply_timeout_s):
+                    finished = await super().finish_response(request, resp, start_time)
+        except TimeoutError:
+            self._on_refused("reply_timeout")
+            if self.transport is not None:
+                self.transport.abort()
+            return resp, True
         self._discards = not resp.keep_alive
         return finished
 
@@ -102,7 +135,11 @@ class JsonRequestHandler(RequestHandler):
     def _head_is_late(self) -> None:
         self._head_timer = None
         if self._awaits_head():
+            self._on_refused("header_timeout")
             self.force_close()
+
+    def _start_head_timer(self) -> None:
+        self._head_timer = self._loop.call_later(self._header_timeout_s, self._head_is_late)
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:

@@ -11,19 +11,20 @@ import ipaddress
 import logging
 import re
 import socket
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 
 import aiohttp
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
+from app.dialect_items import MAX_URL_LENGTH
+
 _log = logging.getLogger(__name__)
 
 _MAX_REDIRECTS = 3
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
-# As long as the servers of the web accept. Parsing and quoting a longer one would hold up the event loop.
-_MAX_URL_LENGTH = 8192
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 # auto_decompress is off, so that a small body cannot grow in memory; a server that compresses all the same is refused.
 _HEADERS = {"Accept-Encoding": "identity", "User-Agent": "qwen3-vl-embedding-server"}
@@ -105,18 +106,24 @@ class ImageFetcher:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._resources.aclose()
 
-    async def fetch(self, url: str) -> bytes:
-        """The body that `url` leads to. One deadline covers every redirect and the body, from when there is a free slot: a
-        healthy host must not be blamed for the slow ones before it.
+    @asynccontextmanager
+    async def fetched(self, url: str) -> AsyncIterator[bytes]:
+        """The body that `url` leads to. It keeps its slot while the context lasts: what is fetched and not yet used is bounded.
+        One deadline covers every redirect and the body, from when there is a free slot: a healthy host must not be blamed for the
+        slow ones before it.
 
         Raises ImageUnavailable, whatever goes wrong.
         """
+        async with self._slots:
+            yield await self._fetch(url)
+
+    async def _fetch(self, url: str) -> bytes:
         try:
             target = _parse(url)
         except _Refusal:
             raise ImageUnavailable("image URL is not a valid http or https URL") from None
         try:
-            async with self._slots, asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s):
                 return await self._follow(target)
         except _Refusal as refusal:
             reason = str(refusal)
@@ -174,7 +181,7 @@ def _session(socket_factory: aiohttp.SocketFactoryType | None) -> aiohttp.Client
 
 
 def _parse(text: str, base: URL | None = None) -> URL:
-    if len(text) > _MAX_URL_LENGTH or _CONTROL_CHARACTER.search(text):
+    if len(text) > MAX_URL_LENGTH or _CONTROL_CHARACTER.search(text):
         raise _Refusal("is redirected to a URL that is not valid")
     try:
         url = URL(text) if base is None else base.join(URL(text))

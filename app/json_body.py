@@ -1,8 +1,8 @@
 """The bytes of a body -> what they hold as JSON, if that is not too much.
 
-A decoder makes all of a body's values in one go and lets no other thread run meanwhile: 30 MiB of `{},{},...` would stop the event
-loop for half a second, and fill twenty times their memory. So values are counted before they are made. A text is one value,
-however long.
+A decoder makes all of a body's values in one go and lets no other thread run meanwhile: 30 MiB of `{},{},...` would stop the
+event loop for half a second, and fill twenty times their memory. So values are counted before they are made. A text is one
+value, however long.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from aiohttp import web
 if TYPE_CHECKING:
     from app.embedding_service import EmbeddingService
     from app.lifecycle import Lifecycle
+    from app.memory import MemoryBudget
     from app.metrics import Metrics
     from app.settings import Settings
     from scheduler.scheduler import Scheduler
@@ -29,6 +30,7 @@ class RequestLog:
 SETTINGS: web.AppKey[Settings] = web.AppKey("SETTINGS")
 SCHEDULER: web.AppKey[Scheduler] = web.AppKey("SCHEDULER")
 SERVICE: web.AppKey[EmbeddingService] = web.AppKey("SERVICE")
+MEMORY: web.AppKey[MemoryBudget] = web.AppKey("MEMORY")
 METRICS: web.AppKey[Metrics] = web.AppKey("METRICS")
 LIFECYCLE: web.AppKey[Lifecycle] = web.AppKey("LIFECYCLE")
 LOG: web.RequestKey[RequestLog] = web.RequestKey("LOG")

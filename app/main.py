@@ -13,8 +13,9 @@ from app.auth import auth_middleware
 from app.cores import usable_cores
 from app.embedding_service import EmbeddingService
 from app.image_fetch import ImageFetcher
-from app.keys import LIFECYCLE, METRICS, SCHEDULER, SERVICE, SETTINGS
+from app.keys import LIFECYCLE, MEMORY, METRICS, SCHEDULER, SERVICE, SETTINGS
 from app.lifecycle import ExitCode, Lifecycle
+from app.memory import MemoryBudget, PixelBudget
 from app.metrics import Metrics
 from app.middlewares import cors_middleware, error_middleware
 from app.preparation import Tools
@@ -25,6 +26,9 @@ from models.base import DeviceUnavailable, EmbeddingModel, ModelLoadError
 from scheduler.scheduler import Limits, Scheduler, State
 
 log = logging.getLogger(__name__)
+
+# Images of MAX_IMAGE_PIXELS that are decoded at the same time, at most; of smaller ones as many as there are threads.
+DECODED_AT_ONCE = 2
 
 LoadModel = Callable[[], EmbeddingModel]
 
@@ -39,6 +43,7 @@ def create_app(
     app[METRICS] = Metrics()
     app[LIFECYCLE] = Lifecycle()
     app[SCHEDULER] = make_scheduler(app, load_model or partial(load_configured_model, settings), on_ready)
+    app[MEMORY] = MemoryBudget(settings.max_bytes_in_flight, app[SCHEDULER].retry_after)
     add_routes(app.router)
     app.cleanup_ctx.extend([run_scheduler, run_service])
     return app
@@ -118,7 +123,7 @@ async def run_service(app: web.Application) -> AsyncIterator[None]:
     bodies = ThreadPoolExecutor(2, thread_name_prefix="bodies")
     with threads, bodies:
         async with fetcher:
-            tools = Tools(settings, fetcher, app[METRICS], threads)
+            tools = Tools(settings, fetcher, app[METRICS], threads, PixelBudget(DECODED_AT_ONCE * settings.max_image_pixels))
             app[SERVICE] = EmbeddingService(app[SCHEDULER], tools, bodies)
             yield
 

@@ -1,29 +1,39 @@
 """Preparation: the items of one request -> PreparedInputs. URLs fetched, images decoded, everything tokenised and cut.
 
 It runs on threads that all requests share, and takes them in turn: a request has only so many jobs and downloads under way at a
-time, so that others' come between its own. An error that becomes a value sheds its traceback: its frames would hold the input.
+time, so that others' come between its own. What it makes is held against the request's share of the memory. A job decodes one
+image and makes it small, so that no more than one for each thread is ever whole. An error that becomes a value sheds its
+traceback: its frames would hold the input.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
-
-from PIL import Image
 
 from app.dialects import EmbeddingRequest, ImageSource, InvalidRequest, RequestItem
 from app.errors import InputError
 from app.image_decode import ImageInvalid, decode_image
 from app.image_fetch import ImageFetcher, ImageUnavailable
+from app.memory import MemoryShare, PixelBudget
 from app.metrics import Metrics
 from app.preparation_threads import PreparationThreads
 from app.settings import Settings
-from models.base import Description, EmbeddingInput, EmbeddingModel, InvalidInput, PreparedInput
+from models.base import (
+    Description,
+    EmbeddingInput,
+    EmbeddingModel,
+    InputTooLong,
+    InvalidInput,
+    ModelInfo,
+    PreparedImage,
+    PreparedInput,
+)
 
 T = TypeVar("T")
 
@@ -34,8 +44,14 @@ INLINE_CHARACTERS = 1024
 CHUNK = 64
 CHUNK_PARTS = 256
 CHUNK_CHARACTERS = 65_536
-# Downloads of one request at a time, and items between the first byte of theirs and their patches.
+# Images of one request at a time between the first byte of their download and their patches.
 DOWNLOADS_PER_REQUEST = 8
+# Bytes that a token takes: its id, and its three positions where there are images. A character is UTF-8 of at most four bytes,
+# and a token at least one of them; the template has some tokens too.
+ID_BYTES = 8
+POSITIONS_BYTES = 24
+TOKENS_PER_CHARACTER = 4
+TEMPLATE_TOKENS = 128
 
 Prepared = PreparedInput | Exception
 
@@ -48,18 +64,46 @@ class Tools:
     fetcher: ImageFetcher
     metrics: Metrics
     threads: PreparationThreads
+    pixels: PixelBudget
+
+
+def expected_bytes(request: EmbeddingRequest, info: ModelInfo) -> int:
+    """What the request's inputs take once prepared, at most: known before any work is done for them."""
+    limit = min(request.max_tokens, info.max_tokens)
+    total = 0
+    for item in request.items:
+        if isinstance(item, InvalidRequest):
+            continue
+        images = sum(isinstance(part, ImageSource) for part in item.parts) if not item.is_text else 0
+        tokens = limit if images else min(limit, item.characters * TOKENS_PER_CHARACTER + TEMPLATE_TOKENS)
+        total += tokens * (ID_BYTES + POSITIONS_BYTES * bool(images)) + images * info.largest_image
+    return total
+
+
+@dataclass(slots=True)
+class Fusion:
+    """The images of one item, while they are prepared: they are no more than fit into `max_tokens`, where there is a limit."""
+
+    max_tokens: int | None
+    tokens: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        return self.max_tokens is not None and self.tokens > self.max_tokens
 
 
 class Preparation:
-    """One request's. Raises, of `prepare`, InputError for the first item at fault unless the request takes partial results."""
+    """One request's; what it makes is added to `memory`. Raises, of `prepare`, InputError for the first item at fault unless the
+    request takes partial results, and as MemoryShare does."""
 
-    def __init__(self, tools: Tools, model: EmbeddingModel, request: EmbeddingRequest) -> None:
+    def __init__(self, tools: Tools, model: EmbeddingModel, request: EmbeddingRequest, memory: MemoryShare) -> None:
         self._tools = tools
         self._model = model
         self._request = request
+        self._memory = memory
+        self._max_tokens = min(request.max_tokens, model.info.max_tokens)
         self._pool, threads = tools.threads.pool(model.info.device)
         self._jobs = asyncio.Semaphore(threads)
-        self._items_downloading = asyncio.Semaphore(DOWNLOADS_PER_REQUEST)
         self._downloads = asyncio.Semaphore(DOWNLOADS_PER_REQUEST)
 
     async def prepare(self) -> list[Prepared]:
@@ -86,15 +130,19 @@ class Preparation:
         prepare = partial(self._model.prepare_all, [self._input(item, item.parts) for item in items])
         for index, result in zip(indices, prepare() if self._is_short() else await self._in_pool(prepare), strict=True):
             results[index] = self._placed(result, index)
+            if isinstance(result, PreparedInput):
+                self._memory.add(result.num_bytes)
 
     async def _prepare_images(self, index: int, results: dict[int, Prepared]) -> None:
         """An item with images."""
         try:
-            result: Prepared = await self._with_images(self._model.prepare, self._item(index))
+            result: Prepared = await self._with_images(self._model.prepare, self._item(index), Fusion(self._max_tokens))
         except (InputError, InvalidInput) as error:
             result = error.with_traceback(None)
         try:
             results[index] = self._placed(result, index)
+            if isinstance(result, PreparedInput):
+                self._memory.add(result.num_bytes)
         finally:
             del result
 
@@ -102,52 +150,77 @@ class Preparation:
         if isinstance(item, InvalidRequest):
             return item
         try:
-            return await self._with_images(self._model.describe, item)
+            return await self._with_images(self._model.describe, item, Fusion(None))
         except (InputError, InvalidInput) as error:
             bare = error.with_traceback(None)
             return bare if isinstance(bare, InputError) else InputError(bare, item.param)
 
-    async def _with_images(self, then: Callable[[EmbeddingInput], T], item: RequestItem) -> T:
-        """Fetch and decode an item's images, and hand the whole to the model. Raises InputError, InvalidInput."""
-        downloads = any(isinstance(part, ImageSource) and part.url for part in item.parts)
-        # What arrives must not pile up before the threads; what came with the request is there already.
-        async with self._items_downloading if downloads else nullcontext():
-            parts = [await self._bytes(item.parts[0])] if len(item.parts) == 1 else await run_all([*map(self._bytes, item.parts)])
-            return await self._in_pool(self._decode_and, then, item, parts)
+    async def _with_images(self, then: Callable[[EmbeddingInput], T], item: RequestItem, fusion: Fusion) -> T:
+        """Prepare an item's images, each in a job of its own, and hand the whole to the model.
 
-    async def _bytes(self, part: str | ImageSource) -> str | bytes:
-        """A text as it is, an image as its file's bytes. Raises InputError."""
-        if isinstance(part, str):
-            return part
-        if part.url is None:
-            return part.data or b""
-        async with self._downloads:
-            started = time.monotonic()
-            try:
-                return await self._tools.fetcher.fetch(part.url)
-            except ImageUnavailable as error:
-                raise InputError(error.with_traceback(None), part.param) from None
-            finally:
+        Raises InputError, InvalidInput.
+        """
+        jobs = [self._image(part, fusion) for part in item.parts if isinstance(part, ImageSource)]
+        images = iter([await jobs[0]] if len(jobs) == 1 else await run_all(jobs))
+        if fusion.is_over:
+            raise InputTooLong(
+                f"the images alone have more than {fusion.max_tokens:,} tokens, which is the limit. Only text is ever cut"
+            )
+        parts = [part if isinstance(part, str) else next(images) for part in item.parts]
+        return await self._in_pool(then, self._input(item, parts))
+
+    async def _image(self, source: ImageSource, fusion: Fusion) -> PreparedImage | None:
+        """One image, prepared; None where the others are too many already. Raises InputError."""
+        async with self._downloads if source.url else nullcontext():
+            if fusion.is_over:
+                return None
+            async with self._file(source) as data, self._jobs:
+                if fusion.is_over:
+                    return None
+                image = await self._on_thread(self._prepare_image, data, source.param, fusion.max_tokens is None)
+        fusion.tokens += image.grid.num_tokens
+        self._memory.add(image.patches.nbytes)
+        return image
+
+    @asynccontextmanager
+    async def _file(self, source: ImageSource) -> AsyncIterator[bytes]:
+        """An image's file. Raises InputError."""
+        if source.url is None:
+            yield source.data or b""
+            return
+        started = time.monotonic()
+        try:
+            async with self._tools.fetcher.fetched(source.url) as data:
                 self._tools.metrics.image_fetch_seconds.observe(time.monotonic() - started)
+                yield data
+        except ImageUnavailable as error:
+            self._tools.metrics.image_fetch_seconds.observe(time.monotonic() - started)
+            raise InputError(error.with_traceback(None), source.param) from None
 
-    def _decode_and(self, then: Callable[[EmbeddingInput], T], item: RequestItem, parts: Sequence[str | bytes]) -> T:
-        """On a thread: decode an item's images, and hand the whole to the model. Raises InputError, InvalidInput."""
-        settings = self._tools.settings
-        decoded: list[str | Image.Image] = []
-        for source, part in zip(item.parts, parts, strict=True):
-            if isinstance(part, str):
-                decoded.append(part)
-                continue
+    def _prepare_image(self, data: bytes, param: str, only_grid: bool) -> PreparedImage:
+        """On a thread: decode an image and make it small. Raises InputError."""
+        settings, model = self._tools.settings, self._model
+        original_size: tuple[int, int] | None = None
+
+        def reduced_size(size: tuple[int, int]) -> tuple[int, int] | None:
+            nonlocal original_size
+            original_size = size
+            return model.reduced_size(size)
+
+        with self._tools.pixels.share() as wait_for_room:
             try:
-                decoded.append(decode_image(part, settings.max_image_bytes, settings.max_image_pixels))
-            except ImageInvalid as error:
-                place = source.param if isinstance(source, ImageSource) else item.param
-                raise InputError(error.with_traceback(None), place) from None
-        return then(self._input(item, decoded))
+                image = decode_image(data, settings.max_image_bytes, settings.max_image_pixels, wait_for_room, reduced_size)
+                prepared = model.prepare_image(image, original_size)
+            except (ImageInvalid, InvalidInput) as error:
+                raise InputError(error.with_traceback(None), param) from None
+        return replace(prepared, patches=prepared.patches[:0].copy()) if only_grid else prepared
 
     async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
         async with self._jobs:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+            return await self._on_thread(function, *arguments)
+
+    async def _on_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     def _is_short(self) -> bool:
         """Whether the whole request is one short text, under a short instruction."""

@@ -15,7 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from app.http_protocol import JsonRequestHandler
-from app.keys import LIFECYCLE, SCHEDULER, SETTINGS
+from app.keys import LIFECYCLE, MEMORY, METRICS, SCHEDULER, SETTINGS
 from app.lifecycle import ExitCode, Lifecycle
 from scheduler.scheduler import Scheduler
 
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 BACKLOG = 1024
 # A proxy keeps its idle connections for 60 s as a rule: let it be the one that closes them.
 KEEPALIVE_S = 75.0
+# For a client to take its reply, the largest of which have some 50 MB.
+REPLY_S = 60.0
 # For a client to read its refusal while it still sends: what it sends on is thrown away.
 LINGERING_S = 2.0
 # With the device lost, waiting requests are answered and probes see it; then the process ends, whatever still hangs.
@@ -82,10 +84,13 @@ def bind(host: str, port: int) -> list[socket.socket]:
 
 async def listen(runner: web.AppRunner, sock: socket.socket, header_timeout_s: float) -> asyncio.Server:
     """Accept connections on a socket, handled by our own connection handler rather than TCPSite's."""
-    loop = asyncio.get_running_loop()
+    loop, rejected = asyncio.get_running_loop(), runner.app[METRICS].rejected
     options: dict[str, Any] = {
         "loop": loop,
         "header_timeout_s": header_timeout_s,
+        "reply_timeout_s": REPLY_S,
+        "memory": runner.app[MEMORY],
+        "on_refused": lambda reason: rejected.labels(reason).inc(),
         "keepalive_timeout": KEEPALIVE_S,
         "lingering_time": LINGERING_S,
         "auto_decompress": False,

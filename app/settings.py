@@ -201,6 +201,7 @@ class Settings:
     max_inputs_per_request: int = setting(2048, whole(1), "inputs in a request; at most MAX_QUEUE_SIZE")
     max_input_tokens: int = setting(8192, whole(1), "tokens of an input, the prompt's template included")
     max_request_bytes: int = setting(32 << 20, BYTES, "size of a request's body")
+    max_bytes_in_flight: int = setting(4 << 30, BYTES, "memory for requests under way, their bodies and prepared inputs")
     max_image_bytes: int = setting(20 << 20, BYTES, "size of an image as it is sent or fetched")
     max_image_pixels: int = setting(50_000_000, whole(1), "pixels of an image before it is resized")
     image_fetch_timeout_s: float = setting(10.0, SECONDS, "seconds for the download of an image URL")

@@ -18,21 +18,6 @@ from PIL import Image
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingInput:
-    """One thing to embed: its parts are fused into one vector, in their order.
-
-    `instruction` None is the model's default; `verbatim` takes it as it stands, without the official embedder's tidying.
-    More than `max_tokens` tokens (None: as many as the model reads) are cut where `truncate` is set, else refused.
-    """
-
-    parts: tuple[str | Image.Image, ...]
-    instruction: str | None = None
-    verbatim: bool = False
-    max_tokens: int | None = None
-    truncate: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class ImageLimits:
     """The largest width and height in pixels that an image keeps; 0 is no limit."""
 
@@ -60,6 +45,21 @@ class PreparedImage:
 
     grid: ImageGrid
     patches: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingInput:
+    """One thing to embed: its parts are fused into one vector, in their order. An image may be given as `prepare_image` made it.
+
+    `instruction` None is the model's default; `verbatim` takes it as it stands, without the official embedder's tidying.
+    More than `max_tokens` tokens (None: as many as the model reads) are cut where `truncate` is set, else refused.
+    """
+
+    parts: tuple[str | Image.Image | PreparedImage, ...]
+    instruction: str | None = None
+    verbatim: bool = False
+    max_tokens: int | None = None
+    truncate: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +97,11 @@ class PreparedInput:
     def text_tokens(self) -> int:
         return self.num_tokens - self.image_tokens
 
+    @property
+    def num_bytes(self) -> int:
+        """The memory that its arrays take, without its images'."""
+        return self.token_ids.nbytes + (0 if self.positions is None else self.positions.nbytes)
+
 
 def _identity(
     token_ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64] | None, images: Sequence[PreparedImage]
@@ -131,7 +136,7 @@ class ModelInfo:
 
     `fingerprint` is a hex digest of all that decides a vector: weights, template, tokenizer, image settings and dtype. `width` is
     the number of components, `max_tokens` the longest sequence it was made for, `cuda_available` whether there is a CUDA device,
-    used or not.
+    used or not, `largest_image` the bytes of a prepared image at most.
     """
 
     model_type: str
@@ -142,6 +147,7 @@ class ModelInfo:
     fingerprint: str
     supports_images: bool
     cuda_available: bool = False
+    largest_image: int = 0
 
 
 class EmbeddingModel(Protocol):
@@ -149,6 +155,17 @@ class EmbeddingModel(Protocol):
 
     @property
     def info(self) -> ModelInfo: ...
+
+    def reduced_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """What an image of `size` (width, height) will be resized to, where limits of ours make it smaller than the official code
+        would; None where it must come as it is. Raises InvalidInput."""
+
+    def prepare_image(self, image: Image.Image, original_size: tuple[int, int] | None = None) -> PreparedImage:
+        """Preprocess one image, of mode RGB, so that it need not be kept whole. `original_size` is that of the file, where the
+        image was reduced already. Safe in many threads at once.
+
+        Raises InvalidInput for what this model cannot embed.
+        """
 
     def prepare(self, item: EmbeddingInput) -> PreparedInput:
         """Tokenise and preprocess one input. Safe in many threads at once.

@@ -6,8 +6,11 @@ import asyncio
 import logging
 import time
 
+import orjson
 import pytest
 
+import app.server
+from app.keys import MEMORY, METRICS
 from tests.conftest import Client, Serve
 from tests.fakes import FakeModel
 from tests.hosts import connect, post
@@ -49,6 +52,7 @@ MALFORMED = {
 async def test_malformed_http_gets_the_json_form_and_is_closed(
     client: Client, fake: FakeModel, caplog: pytest.LogCaptureFixture, request_bytes: bytes
 ) -> None:
+    caplog.set_level(logging.INFO)
     async with connect(client.port) as raw:
         await raw.send(request_bytes)
         reply = await raw.reply()
@@ -64,6 +68,8 @@ async def test_malformed_http_gets_the_json_form_and_is_closed(
         assert message in ("the request is not valid HTTP", "the body is not a whole HTTP message body")
         assert await raw.rest() == b""
     assert fake.embedded == 0
+    assert rejected(client, "malformed" if message == "the request is not valid HTTP" else "invalid") == 1
+    assert [record.levelname for record in caplog.records if reply.headers["X-Request-Id"] in record.message] == ["INFO"]
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert (await client.get("/health"))[0] == 200
 
@@ -161,6 +167,10 @@ async def test_a_body_in_pieces(client: Client, framing: str) -> None:
 # The header timeout
 
 
+def rejected(client: Client, reason: str) -> float | None:
+    return client.app[METRICS].registry.get_sample_value("embedding_rejected_total", {"reason": reason})
+
+
 async def test_a_half_sent_head_is_closed(serve: Serve) -> None:
     client = await serve(header_timeout_s=0.3)
     for start in (b"G", b"POST /v1/embeddings HTTP/1.1\r\nHost: t", post(BODY)[:-20]):
@@ -210,13 +220,20 @@ async def test_a_slow_head_within_the_limit_is_read(serve: Serve) -> None:
 
 async def test_idle_connections_are_left_alone(serve: Serve) -> None:
     client = await serve(header_timeout_s=0.1)
-    async with connect(client.port) as fresh, connect(client.port) as used:
-        await used.send(post(BODY))
-        assert (await used.reply()).status == 200
-        assert all(await asyncio.gather(fresh.is_open(0.4), used.is_open(0.4)))
-        for raw in (fresh, used):
-            await raw.send(post(BODY))
-            assert (await raw.reply()).status == 200
+    async with connect(client.port) as used:
+        for _ in range(2):
+            await used.send(post(BODY))
+            assert (await used.reply()).status == 200
+            assert await used.is_open(0.4)
+
+
+async def test_a_connection_on_which_nothing_is_asked_is_closed(serve: Serve) -> None:
+    client = await serve(header_timeout_s=0.3)
+    async with connect(client.port) as raw:
+        began = time.monotonic()
+        assert await raw.rest(2) == b""
+        assert 0.25 < time.monotonic() - began < 2
+    assert rejected(client, "header_timeout") == 1
 
 
 async def test_a_long_request_is_not_cut_by_the_header_timeout(serve: Serve) -> None:
@@ -245,3 +262,30 @@ async def test_a_client_that_leaves_leaves_nothing(serve: Serve, caplog: pytest.
             await asyncio.sleep(0.01)
     assert (await client.embed({"input": "a"}))[0] == 200
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# Clients that do not read
+
+
+async def test_a_reply_that_nobody_takes_counts_as_memory_and_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app.server, "REPLY_S", 0.5)
+    client = await serve(FakeModel(width=4096))
+    inputs = orjson.dumps({"input": [str(number) for number in range(500)]})
+    async with connect(client.port) as raw:
+        raw.writer.transport.pause_reading()
+        await raw.send(post(inputs))
+        async with asyncio.timeout(5):
+            while not (held := client.app[MEMORY].held):
+                await asyncio.sleep(0.01)
+            while client.app[MEMORY].held == held or not rejected(client, "reply_timeout"):
+                await asyncio.sleep(0.01)
+        assert client.app[MEMORY].held == 0
+    status, reply = await client.embed(orjson.loads(inputs))
+    assert status == 200 and len(reply["data"]) == 500 and client.app[MEMORY].held == 0
+
+
+async def test_replies_do_not_tell_versions(client: Client) -> None:
+    async with connect(client.port) as raw:
+        for request_bytes in (b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n", b"nonsense\r\n\r\n"):
+            await raw.send(request_bytes)
+            assert (await raw.reply()).headers["Server"] == "qwen3-vl-embedding-server"

@@ -11,6 +11,9 @@ from aiohttp.test_utils import make_mocked_request
 
 from app.bodies import read_body
 from app.errors import BodyBroken, BodyCompressed, BodyTimeout, BodyTooLarge
+from app.memory import MemoryBudget, MemoryShare
+
+SHARE = MemoryShare(MemoryBudget(1 << 20, lambda: 1.0))
 
 
 @pytest.fixture
@@ -31,36 +34,36 @@ async def test_chunks_are_joined(stream: StreamReader) -> None:
     for chunk in (b"a", b"", b"bc"):
         stream.feed_data(chunk)
     stream.feed_eof()
-    assert await read_body(request(stream), 3, 1) == b"abc"
+    assert await read_body(request(stream), 3, 1, SHARE) == b"abc"
 
 
 async def test_the_limit_is_inclusive(stream: StreamReader) -> None:
     stream.feed_data(b"abcd")
     with pytest.raises(BodyTooLarge, match="3 bytes"):
-        await read_body(request(stream), 3, 1)
+        await read_body(request(stream), 3, 1, SHARE)
 
 
 async def test_an_announced_length_is_believed_before_anything_is_read(stream: StreamReader) -> None:
     with pytest.raises(BodyTooLarge):
-        await read_body(request(stream, Content_Length="4"), 3, 1)
+        await read_body(request(stream, Content_Length="4"), 3, 1, SHARE)
 
 
 async def test_compression_is_refused_before_a_length(stream: StreamReader) -> None:
     with pytest.raises(BodyCompressed):
-        await read_body(request(stream, Content_Length="4", Content_Encoding="gzip"), 3, 1)
+        await read_body(request(stream, Content_Length="4", Content_Encoding="gzip"), 3, 1, SHARE)
 
 
 @pytest.mark.parametrize("codings", ["gzip, chunked", "Gzip,chunked", "deflate"])
 async def test_compression_as_a_transfer_coding_is_refused(stream: StreamReader, codings: str) -> None:
     with pytest.raises(BodyCompressed):
-        await read_body(request(stream, Transfer_Encoding=codings), 3, 1)
+        await read_body(request(stream, Transfer_Encoding=codings), 3, 1, SHARE)
 
 
 @pytest.mark.parametrize("header", ["Content_Encoding", "Transfer_Encoding"])
 async def test_identity_is_no_compression(stream: StreamReader, header: str) -> None:
     stream.feed_data(b"abc")
     stream.feed_eof()
-    assert await read_body(request(stream, **{header: "identity, , IDENTITY"}), 3, 1) == b"abc"
+    assert await read_body(request(stream, **{header: "identity, , IDENTITY"}), 3, 1, SHARE) == b"abc"
 
 
 async def test_the_time_runs_from_the_start(stream: StreamReader) -> None:
@@ -71,7 +74,7 @@ async def test_the_time_runs_from_the_start(stream: StreamReader) -> None:
 
     dripping = asyncio.create_task(drip())
     with pytest.raises(BodyTimeout):
-        await read_body(request(stream), 1000, 0.1)
+        await read_body(request(stream), 1000, 0.1, SHARE)
     dripping.cancel()
 
 
@@ -80,5 +83,5 @@ async def test_a_body_that_breaks_off(stream: StreamReader, error: Exception) ->
     stream.feed_data(b"a")
     asyncio.get_running_loop().call_later(0.01, stream.set_exception, error)
     with pytest.raises(BodyBroken) as caught:
-        await read_body(request(stream), 3, 1)
+        await read_body(request(stream), 3, 1, SHARE)
     assert caught.value.__cause__ is None

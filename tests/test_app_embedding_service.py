@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -14,15 +15,15 @@ import orjson
 import pytest
 from PIL import Image
 
-from app.dialects import EmbeddingRequest, RequestLimits, parse
+from app.dialects import EmbeddingRequest, RequestItem, RequestLimits, parse
 from app.embedding_service import until
-from app.keys import SCHEDULER, SERVICE
-from app.preparation import CHUNK, CHUNK_CHARACTERS, INLINE_CHARACTERS, Preparation, run_all
-from models.base import EmbeddingInput, PreparedInput
+from app.keys import MEMORY, SCHEDULER, SERVICE
+from app.preparation import CHUNK, CHUNK_CHARACTERS, INLINE_CHARACTERS, Preparation, expected_bytes, run_all
+from models.base import EmbeddingInput, PreparedImage, PreparedInput
 from scheduler.errors import DeadlineExceeded
 from tests.conftest import Client, Serve
 from tests.fakes import FakeModel
-from tests.hosts import data_uri, picture
+from tests.hosts import connect, data_uri, picture, post
 
 LIMITS = RequestLimits(frozenset({"model"}), max_inputs=500, max_input_tokens=5000, dimension=16, max_image_bytes=1000)
 
@@ -79,7 +80,8 @@ async def test_texts_are_prepared_in_the_pool_in_chunks_unless_there_is_one_shor
 
     monkeypatch.setattr(Preparation, "_in_pool", counted)
     request = parse(orjson.dumps({"input": texts}), LIMITS)
-    outcome = await service.embed(request, asyncio.get_running_loop().time() + 10)
+    with client.app[MEMORY].share() as memory:
+        outcome = await service.embed(request, asyncio.get_running_loop().time() + 10, memory)
     assert [list(row) for row in outcome.rows if not isinstance(row, Exception)] == [list(fake.vector(text)) for text in texts]
     assert sum(calls) == (0 if texts == ["a"] else len(texts))
     assert all(size <= CHUNK for size in calls)
@@ -164,16 +166,18 @@ async def test_a_request_with_much_to_prepare_does_not_hold_up_the_others(serve:
 class Remembering(FakeModel):
     """Keeps weak references to the images that it was given."""
 
-    def prepare(self, item: EmbeddingInput) -> PreparedInput:
-        SEEN.extend(weakref.ref(part) for part in item.parts if isinstance(part, Image.Image))
-        return super().prepare(item)
+    def prepare_image(self, image: Image.Image, original_size: tuple[int, int] | None = None) -> PreparedImage:
+        SEEN.append(weakref.ref(image))
+        prepared = super().prepare_image(image, original_size)
+        SEEN.append(weakref.ref(prepared.patches))
+        return prepared
 
 
 def requests_alive() -> set[int]:
     return {id(one) for one in gc.get_objects() if type(one) is EmbeddingRequest}
 
 
-SEEN: list[weakref.ref[Image.Image]] = []
+SEEN: list[weakref.ref[Any]] = []
 
 
 @pytest.mark.parametrize("partial", [False, True], ids=["refused", "partial"])
@@ -194,8 +198,110 @@ async def test_a_refused_input_leaves_nothing_to_the_garbage_collector(
         status, _ = await client.embed({"input": [bad] * count, "partial": partial})
         await asyncio.sleep(0.05)
         assert status == (200 if partial else 400)
-        assert len(SEEN) <= count
+        assert len(SEEN) <= 2 * count
         assert [seen for seen in SEEN if seen() is not None] == []
         assert requests_alive() == before
     finally:
         gc.enable()
+
+
+class Counting(FakeModel):
+    """Counts the images that it prepares, and keeps them waiting until they may go on."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.images = 0
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+
+    def prepare_image(self, image: Image.Image, original_size: tuple[int, int] | None = None) -> PreparedImage:
+        self.images += 1
+        assert self.may_go_on.wait(10)
+        return super().prepare_image(image, original_size)
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+async def test_images_beyond_the_limit_of_tokens_are_not_even_decoded(serve: Serve, truncate: bool) -> None:
+    model = Counting()
+    client = await serve(model, max_input_tokens=100)
+    item = {"image": [data_uri(picture(seed)) for seed in range(90)], "text": "a"}
+    status, body = await client.embed({"input": [item], "truncate": truncate})
+    assert status == 400 and "images alone have more than 100 tokens" in body["error"]["message"]
+    assert body["error"]["param"] == "input[0]"
+    # Ten to the token more than a hundred, and what other threads had begun.
+    assert 11 <= model.images <= 20
+
+
+async def test_what_a_request_holds_follows_its_body_its_images_and_its_inputs(serve: Serve) -> None:
+    model = Counting(gate=threading.Event())
+    client = await serve(model)
+    memory = client.app[MEMORY]
+    text, uri = "x" * 5000, data_uri(picture())
+    model.may_go_on.clear()
+    asking = asyncio.create_task(client.embed({"input": [{"text": text, "image": uri}, text]}))
+    try:
+        while not model.images:
+            await asyncio.sleep(0.005)
+        assert memory.held > 2 * len(text)
+        model.may_go_on.set()
+        while client.app[SCHEDULER]._reserved or not client.app[SCHEDULER].queue_depth:
+            await asyncio.sleep(0.005)
+        # Two texts of 5,000 characters and as many tokens, of eight bytes each.
+        assert 10_000 + 80_000 < memory.held < 10_000 + 80_000 + 2000
+    finally:
+        model.may_go_on.set()
+        model.gate.set()  # type: ignore[union-attr]
+    assert (await asking)[0] == 200
+    assert memory.held == 0
+
+
+@pytest.mark.parametrize("body", [{"input": 5}, {"input": "x" * 9000}, {"input": {"image": "AAAA"}}, {"input": ["a"] * 70}])
+async def test_no_request_leaves_memory_taken(client: Client, body: object) -> None:
+    await client.embed(body)
+    assert client.app[MEMORY].held == 0
+
+
+async def test_the_memory_of_a_body_is_taken_as_it_arrives(serve: Serve) -> None:
+    client = await serve(max_bytes_in_flight=100_000)
+    async with connect(client.port) as slow, connect(client.port) as other:
+        await slow.send(post(None, "Content-Length: 90000") + b"x" * 60_000)
+        while client.app[MEMORY].held < 60_000:
+            await asyncio.sleep(0.005)
+        await other.send(post(b'{"input": "%b"}' % (b"y" * 60_000)))
+        reply = await other.reply()
+        assert reply.status == 429 and reply.error["code"] == "overloaded" and int(reply.headers["Retry-After"]) >= 1
+        slow.abort()
+        while client.app[MEMORY].held:
+            await asyncio.sleep(0.005)
+    assert (await client.embed({"input": "y" * 5_000}))[0] == 200
+    status, body = await client.embed({"input": "y" * 100_000})
+    assert status == 413 and "100,000 bytes of memory" in body["error"]["message"]
+
+
+async def test_no_work_is_begun_for_images_that_may_not_fit(serve: Serve) -> None:
+    model = Counting(largest_image=600_000)
+    client = await serve(model, max_bytes_in_flight=1_000_000)
+    uri = data_uri(picture())
+    model.may_go_on.clear()
+    # Sets a quarter aside, as the next ones do.
+    asking = [asyncio.create_task(client.embed({"input": {"image": data_uri(picture(seed))}})) for seed in range(3)]
+    while not model.images or client.app[MEMORY].held < 750_000:
+        await asyncio.sleep(0.005)
+    images = model.images
+    status, body = await client.embed({"input": {"image": uri}})
+    assert status == 429 and body["error"]["code"] == "overloaded"
+    model.may_go_on.set()
+    assert [status for status, _ in await asyncio.gather(*asking)] == [200] * 3
+    assert model.images == 3 >= images
+
+
+def test_expected_bytes_are_never_less_than_what_is_made(fake: FakeModel) -> None:
+    for inputs in (["a"], ["x" * 300, "汉" * 50], [{"text": "a", "image": [data_uri(picture(0)), data_uri(picture(1))]}]):
+        request = parse(orjson.dumps({"input": inputs}), LIMITS)
+        prepared = [
+            fake.prepare(EmbeddingInput(tuple(part if isinstance(part, str) else picture() for part in item.parts)))
+            for item in request.items
+            if isinstance(item, RequestItem)
+        ]
+        made = sum(item.num_bytes + sum(image.patches.nbytes for image in item.images) for item in prepared)
+        assert made <= expected_bytes(request, fake.info)

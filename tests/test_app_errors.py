@@ -35,6 +35,7 @@ SPEAKS_FOR_ITSELF = {
     "ImageUnavailable",
     "ModelNotFound",
     "BodyTooLarge",
+    "RequestTooLarge",
     "DeadlineExceeded",
 }
 

@@ -124,6 +124,11 @@ async def raw_serving(answer: bytes, wait: float = 0) -> AsyncIterator[str]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def fetch(images: ImageFetcher, url: str) -> bytes:
+    async with images.fetched(url) as data:
+        return data
+
+
 def fetcher(*allowed: str, **settings: Any) -> ImageFetcher:
     return ImageFetcher(**{"timeout_s": 5.0, "max_bytes": 1000, "allowed_hosts": frozenset(allowed)} | settings)
 
@@ -131,7 +136,7 @@ def fetcher(*allowed: str, **settings: Any) -> ImageFetcher:
 async def refusal(url: str, *allowed: str, **settings: Any) -> str:
     async with fetcher(*allowed, **settings) as images:
         with pytest.raises(ImageUnavailable) as caught:
-            await images.fetch(url)
+            await fetch(images, url)
     return str(caught.value)
 
 
@@ -303,21 +308,21 @@ async def test_environment_names_no_proxy(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("form", ["127.0.0.1", "127.0.0.1:{port}"])
 async def test_allowed_host(form: str) -> None:
     async with serving(picture) as site, fetcher(form.format(port=site.port)) as images:
-        assert await images.fetch(site.url()) == b"picture"
+        assert await fetch(images, site.url()) == b"picture"
 
 
 @pytest.mark.parametrize("form", ["::1", "[::1]", "[::1]:{port}"])
 async def test_allowed_ipv6_host(form: str) -> None:
     try:
         async with serving(picture, "::1") as site, fetcher(form.format(port=site.port)) as images:
-            assert await images.fetch(f"http://[::1]:{site.port}/") == b"picture"
+            assert await fetch(images, f"http://[::1]:{site.port}/") == b"picture"
     except OSError:
         pytest.skip("no IPv6 here")
 
 
 async def test_allowed_host_is_matched_in_lower_case() -> None:
     async with serving(picture) as site, fetcher("localhost") as images:
-        assert await images.fetch(f"http://LocalHost:{site.port}/") == b"picture"
+        assert await fetch(images, f"http://LocalHost:{site.port}/") == b"picture"
 
 
 async def test_allowed_default_port() -> None:
@@ -332,7 +337,7 @@ async def test_allowed_default_port() -> None:
 
 async def test_other_ports_and_spellings_of_an_allowed_host_are_refused(dialled: list[str]) -> None:
     async with serving(picture) as site, serving(picture) as canary, fetcher(site.host) as images:
-        assert await images.fetch(site.url()) == b"picture"
+        assert await fetch(images, site.url()) == b"picture"
         assert dialled == ["127.0.0.1"]
         for url in (
             canary.url(),
@@ -341,17 +346,17 @@ async def test_other_ports_and_spellings_of_an_allowed_host_are_refused(dialled:
             f"http://127.0.0.1.:{site.port}/",
         ):
             with pytest.raises(ImageUnavailable):
-                await images.fetch(url)
+                await fetch(images, url)
     assert dialled == ["127.0.0.1"] and len(site.requests) == 1 and not canary.requests
 
 
 async def test_kept_connections_are_not_shared_between_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that the exempt session keeps open is no way round the guard, for the same host and port."""
     async with serving(picture) as site, fetcher(site.host) as images:
-        await images.fetch(site.url())
+        await fetch(images, site.url())
         monkeypatch.setattr(images, "_allowed_hosts", frozenset())
         with pytest.raises(ImageUnavailable, match="not a public host"):
-            await images.fetch(site.url())
+            await fetch(images, site.url())
     assert len(site.requests) == 1
 
 
@@ -363,7 +368,7 @@ async def test_cookies_are_not_kept() -> None:
 
     async with serving(answer) as site, fetcher("localhost") as images:
         for _ in range(2):
-            await images.fetch(f"http://localhost:{site.port}/")
+            await fetch(images, f"http://localhost:{site.port}/")
     assert len(site.requests) == 2
     assert not any(request.cookies for request in site.requests)
 
@@ -374,7 +379,7 @@ async def test_cookies_are_not_kept() -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_redirects_are_followed(status: int) -> None:
     async with serving(redirect("/1", "2", "/end?x=1", status=status)) as site, fetcher(site.host) as images:
-        assert await images.fetch(site.url("/0")) == b"picture"
+        assert await fetch(images, site.url("/0")) == b"picture"
     assert [request.path_qs for request in site.requests] == ["/0", "/1", "/2", "/end?x=1"]
 
 
@@ -398,7 +403,7 @@ async def test_redirect_from_an_allowed_host_is_guarded(dialled: list[str]) -> N
 
 async def test_redirect_between_allowed_hosts() -> None:
     async with serving(picture) as end, serving(redirect(end.url())) as start, fetcher(start.host, end.host) as images:
-        assert await images.fetch(start.url("/0")) == b"picture"
+        assert await fetch(images, start.url("/0")) == b"picture"
     assert len(end.requests) == len(start.requests) == 1
 
 
@@ -460,7 +465,7 @@ async def test_identity_is_asked_for_and_taken() -> None:
         return web.Response(body=b"picture", headers={"Content-Encoding": "identity"})
 
     async with serving(answer) as site, fetcher(site.host) as images:
-        assert await images.fetch(site.url()) == b"picture"
+        assert await fetch(images, site.url()) == b"picture"
     assert site.requests[0].headers["Accept-Encoding"] == "identity"
     assert "Python" not in site.requests[0].headers["User-Agent"]
 
@@ -473,7 +478,7 @@ async def test_size_limit(length: int) -> None:
     async with serving(answer) as site:
         if length == 1000:
             async with fetcher(site.host) as images:
-                assert len(await images.fetch(site.url())) == 1000
+                assert len(await fetch(images, site.url())) == 1000
         else:
             assert await refusal(site.url(), site.host) == "image from 127.0.0.1 is larger than the limit of 1,000 bytes"
 
@@ -505,7 +510,7 @@ async def test_chunked_body_is_cut_off_while_it_streams() -> None:
 async def test_tiny_chunks() -> None:
     answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 1000 + b"0\r\n\r\n"
     async with raw_serving(answer) as host, fetcher(host) as images:
-        assert await images.fetch(f"http://{host}/") == b"x" * 1000
+        assert await fetch(images, f"http://{host}/") == b"x" * 1000
 
 
 @pytest.mark.parametrize(
@@ -536,7 +541,7 @@ async def test_broken_answers(answer: bytes) -> None:
 
 async def test_body_that_ends_with_the_connection() -> None:
     async with raw_serving(b"HTTP/1.0 200 OK\r\n\r\npicture") as host, fetcher(host) as images:
-        assert await images.fetch(f"http://{host}/") == b"picture"
+        assert await fetch(images, f"http://{host}/") == b"picture"
 
 
 async def test_nobody_listens() -> None:
@@ -632,7 +637,7 @@ async def test_one_deadline_for_all_redirects() -> None:
     async with serving(answer) as site:
         assert "did not arrive" in await refusal(site.url("/0"), site.host, timeout_s=0.35)
         async with fetcher(site.host) as images:
-            assert await images.fetch(site.url("/0")) == b"picture"
+            assert await fetch(images, site.url("/0")) == b"picture"
 
 
 async def test_deadline_covers_a_slow_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -656,9 +661,19 @@ async def test_downloads_at_once_are_bounded() -> None:
         return web.Response(body=request.path.encode())
 
     async with serving(answer) as site, fetcher(site.host, max_concurrent=3) as images:
-        bodies = await asyncio.gather(*(images.fetch(site.url(f"/{number}")) for number in range(12)))
+        bodies = await asyncio.gather(*(fetch(images, site.url(f"/{number}")) for number in range(12)))
     assert bodies == [f"/{number}".encode() for number in range(12)]
     assert peak == 3
+
+
+async def test_what_is_fetched_keeps_its_slot_until_it_is_used() -> None:
+    """Or downloads would pile up before slow threads."""
+    async with serving(picture) as site, fetcher(site.host, max_concurrent=1) as images:
+        async with images.fetched(site.url()):
+            other = asyncio.create_task(fetch(images, site.url()))
+            await asyncio.sleep(0.1)
+            assert len(site.requests) == 1
+        assert await other == b"picture"
 
 
 async def test_the_deadline_starts_with_the_slot() -> None:
@@ -669,7 +684,7 @@ async def test_the_deadline_starts_with_the_slot() -> None:
         return web.Response(body=b"picture")
 
     async with serving(answer) as site, fetcher(site.host, max_concurrent=1, timeout_s=0.45) as images:
-        assert await asyncio.gather(*(images.fetch(site.url()) for _ in range(3))) == [b"picture"] * 3
+        assert await asyncio.gather(*(fetch(images, site.url()) for _ in range(3))) == [b"picture"] * 3
 
 
 async def test_cancellation_passes_and_frees_the_slot() -> None:
@@ -678,19 +693,19 @@ async def test_cancellation_passes_and_frees_the_slot() -> None:
         return web.Response(body=b"picture")
 
     async with serving(answer) as site, fetcher(site.host, max_concurrent=1) as images:
-        task = asyncio.create_task(images.fetch(site.url("/slow")))
+        task = asyncio.create_task(fetch(images, site.url("/slow")))
         await asyncio.sleep(0.1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await images.fetch(site.url()) == b"picture"
+        assert await fetch(images, site.url()) == b"picture"
 
 
 async def test_after_close() -> None:
     images = fetcher("127.0.0.1")
     async with serving(picture) as site:
         async with images:
-            assert await images.fetch(site.url()) == b"picture"
+            assert await fetch(images, site.url()) == b"picture"
         with pytest.raises(ImageUnavailable):
-            await images.fetch(site.url())
+            await fetch(images, site.url())
     assert len(site.requests) == 1

@@ -48,7 +48,7 @@ def test_the_count_is_exact_wherever_the_pieces_end(value: object, piece: int) -
 @pytest.mark.parametrize("value", [b"{}", b"0", b'""', b'{"a":0}', b"[]", b'["\\\\"]'])
 def test_a_body_of_too_many_values_is_refused(value: bytes) -> None:
     many = b",".join([value] * (MAX_VALUES + 1))
-    with pytest.raises(InvalidRequest, match="250,000 JSON values.*check_embedding_ctx_length"):
+    with pytest.raises(InvalidRequest, match=r"250,000 JSON values.*check_embedding_ctx_length"):
         decode_json(bytearray(b'{"input":[' + many + b"]}"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +50,22 @@ def test_threads_share_more_often_than_by_default(monkeypatch: pytest.MonkeyPatc
     assert set_to == [5e-4]
 
 
-def test_the_command_to_serve_does_both_each_at_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("refused", [False, True])
+def test_as_many_connections_as_the_system_allows(monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    asked: list[tuple[int, tuple[int, int]]] = []
+
+    def setrlimit(which: int, limits: tuple[int, int]) -> None:
+        asked.append((which, limits))
+        if refused:
+            raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 4096))
+    monkeypatch.setattr(resource, "setrlimit", setrlimit)
+    process.allow_connections()
+    assert asked == [(resource.RLIMIT_NOFILE, (4096, 4096))]
+
+
+def test_the_command_to_serve_does_each_at_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     happened: list[str] = []
 
     def fake_create_app(settings: object, on_ready: Any) -> object:
@@ -62,10 +78,11 @@ def test_the_command_to_serve_does_both_each_at_its_time(monkeypatch: pytest.Mon
         return 0
 
     monkeypatch.setattr(process, "share_interpreter", lambda: happened.append("shared"))
+    monkeypatch.setattr(process, "allow_connections", lambda: happened.append("allowed"))
     monkeypatch.setattr(app.main, "create_app", fake_create_app)
     monkeypatch.setattr(app.server, "serve", fake_serve)
     assert run_server(make_settings()) == 0
-    assert happened == ["shared", "created", "served"]
+    assert happened == ["shared", "allowed", "created", "served"]
 
 
 async def test_an_application_alone_changes_nothing(client: Client) -> None:

@@ -119,6 +119,7 @@ def test_defaults_are_as_documented() -> None:
         "MAX_INPUTS_PER_REQUEST": 2048,
         "MAX_INPUT_TOKENS": 8192,
         "MAX_REQUEST_BYTES": 32 * 1024 * 1024,
+        "MAX_BYTES_IN_FLIGHT": 4 * 1024**3,
         "MAX_IMAGE_BYTES": 20 * 1024 * 1024,
         "MAX_IMAGE_PIXELS": 50_000_000,
         "IMAGE_FETCH_TIMEOUT_S": 10,

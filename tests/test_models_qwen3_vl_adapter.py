@@ -292,6 +292,17 @@ def same(left: PreparedInput, right: PreparedInput) -> bool:
     return all(np.array_equal(a, b) for a, b in arrays) and (left.positions is None) == (right.positions is None)
 
 
+def test_images_prepared_before_are_as_those_prepared_with_the_rest(model: EmbeddingModel) -> None:
+    parts = (noise(64, 96), "hello", noise(700, 40), noise(64, 96))
+    before = tuple(part if isinstance(part, str) else model.prepare_image(part) for part in parts)
+    whole, pieces = model.prepare(EmbeddingInput(parts)), model.prepare(EmbeddingInput(before))
+    assert same(whole, pieces) and whole.identity == pieces.identity
+    assert model.describe(EmbeddingInput(parts)) == model.describe(EmbeddingInput(before))
+    assert [image.patches.nbytes <= model.info.largest_image for image in whole.images] == [True] * 3
+    with pytest.raises(InvalidInput, match="200 times"):
+        model.prepare_image(Image.new("RGB", (201, 1)))
+
+
 def test_prepare_in_eight_threads_at_once(other: EmbeddingModel, other_path: Path) -> None:
     """On a model that has prepared nothing yet: what it remembers of templates and instructions is made in the race."""
     inputs = mixed() + [EmbeddingInput((f"text {i} " * 40,), max_tokens=60, truncate=True) for i in range(20)]
@@ -760,3 +771,14 @@ def test_measure(monkeypatch: pytest.MonkeyPatch, seconds: float, largest: int) 
     assert rates.measure(clock.embed, item) == pytest.approx(50 / seconds)
     assert max(clock.batches) == clock.batches[-1] == largest
     assert clock.batches == sorted(clock.batches)
+
+
+@pytest.mark.parametrize("size", [(1200, 800), (4001, 3000), (513, 512), (512, 512), (64, 64), (6000, 30)])
+def test_an_image_that_was_reduced_is_planned_as_the_original(model: EmbeddingModel, size: tuple[int, int]) -> None:
+    whole = noise(*size)
+    reduced = model.reduced_size(size)
+    plan = model.prepare_image(whole).grid
+    assert reduced == (plan.size if plan.official_size else None)
+    if reduced is not None:
+        half = whole.resize((-(-size[0] // 2), -(-size[1] // 2)))
+        assert model.prepare_image(half, size).grid == plan

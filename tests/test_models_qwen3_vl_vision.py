@@ -15,7 +15,15 @@ from qwen_vl_utils.vision_process import fetch_image, smart_resize
 
 from models.base import ImageGrid, InvalidInput
 from models.qwen3_vl.tower import PixelNormalizer
-from models.qwen3_vl.vision import ImageLimits, VisionSpec, extract_patches, fit_within, mrope_positions, plan_image
+from models.qwen3_vl.vision import (
+    ImageLimits,
+    VisionSpec,
+    extract_patches,
+    fit_within,
+    largest_image,
+    mrope_positions,
+    plan_image,
+)
 from tests.conformance.report import CHECKPOINT
 from tests.oracle import PIXEL_BOUNDS, Oracle
 
@@ -112,6 +120,24 @@ def test_an_aspect_ratio_over_200_is_refused(size: tuple[int, int], limits: tupl
 @pytest.mark.parametrize("limits", [(0, 0), (512, 512), (100, 100), (1, 1)])
 def test_an_aspect_ratio_of_200_is_read(size: tuple[int, int], limits: tuple[int, int]) -> None:
     assert plan_image(size, ImageLimits(*limits), SPEC).num_tokens >= 4
+
+
+@settings(derandomize=True, max_examples=500, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 5000), st.integers(1, 5000)) | st.tuples(st.integers(1, 200), st.integers(1, 200)),
+    limits=st.tuples(st.integers(0, 700), st.integers(0, 700)),
+)
+def test_no_image_is_larger_than_the_largest(size: tuple[int, int], limits: tuple[int, int]) -> None:
+    if max(size) > 200 * min(size):
+        return
+    width, height = plan_image(size, ImageLimits(*limits), SPEC).size
+    assert width * height * 3 <= largest_image(ImageLimits(*limits), SPEC)
+
+
+@pytest.mark.parametrize(("limits", "size"), [((0, 0), (4000, 3000)), ((512, 512), (1024, 1024)), ((512, 256), (2048, 1024))])
+def test_the_largest_image_is_one_that_can_be(limits: tuple[int, int], size: tuple[int, int]) -> None:
+    image = extract_patches(noise(*size), plan_image(size, ImageLimits(*limits), SPEC), SPEC)
+    assert 0.9 * largest_image(ImageLimits(*limits), SPEC) <= image.patches.nbytes <= largest_image(ImageLimits(*limits), SPEC)
 
 
 def test_a_checkpoint_of_another_patch_size() -> None:

@@ -22,13 +22,14 @@ from models.base import (
     InvalidInput,
     ModelInfo,
     ModelLoadError,
+    PreparedImage,
     PreparedInput,
 )
 from models.fingerprint import fingerprint
 from models.qwen3_vl.packed import PackedForward
 from models.qwen3_vl.prompt import Fitted, Prompt, PromptTokenizer, tidy_instruction
 from models.qwen3_vl.reference import ReferenceForward
-from models.qwen3_vl.vision import VisionSpec, extract_patches, mrope_positions, plan_image
+from models.qwen3_vl.vision import VisionSpec, extract_patches, largest_image, mrope_positions, plan_image
 
 # How the forward pass is run; `reference` is transformers' own, padded: the oracle of the other.
 BACKENDS: dict[str, type[PackedForward | ReferenceForward]] = {"packed": PackedForward, "reference": ReferenceForward}
@@ -72,7 +73,17 @@ class Qwen3VLEmbedding:
             fingerprint=digest,
             supports_images=True,
             cuda_available=torch.cuda.is_available(),
+            largest_image=largest_image(limits, self._spec),
         )
+
+    def reduced_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """What the limits make of an image of `size`, where that is less than the official size. Raises InvalidInput."""
+        grid = plan_image(size, self._limits, self._spec)
+        return grid.size if grid.official_size else None
+
+    def prepare_image(self, image: Image.Image, original_size: tuple[int, int] | None = None) -> PreparedImage:
+        """Resize an image of mode RGB, and cut it into patches. Raises InvalidInput."""
+        return extract_patches(image, plan_image(original_size or image.size, self._limits, self._spec), self._spec)
 
     def prepare(self, item: EmbeddingInput) -> PreparedInput:
         """Tokenise, and cut images into patches. Raises InvalidInput."""
@@ -100,10 +111,13 @@ class Qwen3VLEmbedding:
     def _prepared(self, item: EmbeddingInput, prompt: Prompt, grids: tuple[ImageGrid, ...], found: Fitted) -> PreparedInput:
         fitted, ids = found
         token_ids = np.array(ids, dtype=np.int64)
-        images = [part for part in item.parts if isinstance(part, Image.Image)]
+        images = [part for part in item.parts if not isinstance(part, str)]
         return PreparedInput(
             token_ids=token_ids,
-            images=tuple(extract_patches(image, grid, self._spec) for image, grid in zip(images, grids, strict=True)),
+            images=tuple(
+                image if isinstance(image, PreparedImage) else extract_patches(image, grid, self._spec)
+                for image, grid in zip(images, grids, strict=True)
+            ),
             positions=mrope_positions(token_ids, self._tokenizer.image_token_id, self._spec.merge_size, grids) if grids else None,
             truncated=fitted is not prompt,
             prefix_tokens=self._tokenizer.prefix_length(fitted, ids),
@@ -155,9 +169,9 @@ class Qwen3VLEmbedding:
         """The prompt with every image's tokens counted from its size alone: what is refused costs no resizing."""
         instruction = item.instruction if item.verbatim and item.instruction is not None else tidy_instruction(item.instruction)
         grids = {
-            index: plan_image(part.size, self._limits, self._spec)
+            index: part.grid if isinstance(part, PreparedImage) else plan_image(part.size, self._limits, self._spec)
             for index, part in enumerate(item.parts)
-            if isinstance(part, Image.Image)
+            if not isinstance(part, str)
         }
         parts = [part if isinstance(part, str) else grids[index].num_tokens for index, part in enumerate(item.parts)]
         return self._tokenizer.prompt(instruction, parts), tuple(grids.values())

@@ -68,6 +68,17 @@ def _resized(size: tuple[int, int], spec: VisionSpec) -> tuple[int, int]:
     return width, height
 
 
+def largest_image(limits: ImageLimits, spec: VisionSpec) -> int:
+    """Bytes of the patches of an image within the limits, at most."""
+    width, height, longest = (
+        math.ceil(side / spec.factor) * spec.factor
+        for side in (limits.max_width, limits.max_height, math.sqrt(MIN_PIXELS * MAX_RATIO))
+    )
+    # Where a side has no limit the official bound is left. What has too few pixels is made larger: most of all the narrowest.
+    pixels = min(max(width * height or MAX_PIXELS, longest * spec.factor), MAX_PIXELS)
+    return pixels * 3
+
+
 def fit_within(size: tuple[int, int], limits: ImageLimits) -> tuple[int, int]:
     """(width, height) scaled down to the limits, its aspect kept as far as whole pixels allow."""
     width, height = size

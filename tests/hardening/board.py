@@ -23,7 +23,7 @@ from tests.hosts import ROOT, Process, process
 
 CHECKPOINT = ROOT / "tests" / "conformance" / "checkpoint"
 # The modules that hold checks, in the order in which their rows are printed.
-MODULES = ("inputs", "images", "urls", "http", "load", "life")
+MODULES = ("inputs", "images", "urls", "http", "memory", "load", "life", "faults", "checkpoints", "soak")
 READY_S = 120.0
 # An isolated check's last line: its outcome.
 RESULT = "RESULT "

@@ -1,0 +1,123 @@
+"""What requests may hold in memory together: MemoryBudget for their bytes, PixelBudget for the images that are being decoded."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from scheduler.errors import Overloaded
+
+
+class RequestTooLarge(Exception):
+    """A request that would not fit if it were alone. The message is safe to show."""
+
+
+class MemoryBudget:
+    """Bytes that requests under way hold: bodies, and what is made of them. For the event loop's thread alone.
+
+    `retry_after` tells in how many seconds there may be room.
+    """
+
+    def __init__(self, max_bytes: int, retry_after: Callable[[], float]) -> None:
+        self.max_bytes = max_bytes
+        self.held = 0
+        self._retry_after = retry_after
+
+    @contextmanager
+    def share(self) -> Iterator[MemoryShare]:
+        """One request's part. What it holds is given back in the end."""
+        share = MemoryShare(self)
+        try:
+            yield share
+        finally:
+            self.held -= share.held
+
+    @contextmanager
+    def occupied(self, num_bytes: int) -> Iterator[None]:
+        """Count bytes that are there whether or not there is room."""
+        self.held += num_bytes
+        try:
+            yield
+        finally:
+            self.held -= num_bytes
+
+    def take(self, share: MemoryShare, num_bytes: int) -> None:
+        """Raises Overloaded where there is no room, RequestTooLarge where there never is."""
+        if share.held + num_bytes > self.max_bytes:
+            raise RequestTooLarge(
+                f"the request needs more than the {self.max_bytes:,} bytes of memory that all requests may have together; "
+                "send fewer inputs at a time"
+            )
+        if num_bytes > 0 and self.held + num_bytes > self.max_bytes:
+            raise Overloaded("the memory for requests is full", self._retry_after())
+        self.held += num_bytes
+
+
+class MemoryShare:
+    """What one request holds: what there is of it, and what was set aside for more to come."""
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
+        self._there = 0
+        self._aside = 0
+
+    @property
+    def held(self) -> int:
+        return self._there + self._aside
+
+    def expect(self, num_bytes: int) -> None:
+        """Set bytes aside, or a quarter of the budget where that is less: a guess must not refuse what may be smaller.
+
+        Raises Overloaded.
+        """
+        num_bytes = min(num_bytes, self._budget.max_bytes // 4)
+        self._budget.take(self, num_bytes)
+        self._aside += num_bytes
+
+    def add(self, num_bytes: int) -> None:
+        """So many bytes more are there, or fewer: of those set aside, as far as they go. Raises Overloaded, RequestTooLarge."""
+        from_aside = min(max(num_bytes, 0), self._aside)
+        self._budget.take(self, num_bytes - from_aside)
+        self._there += num_bytes
+        self._aside -= from_aside
+
+    def settle(self) -> None:
+        """No more is to come."""
+        self._budget.take(self, -self._aside)
+        self._aside = 0
+
+
+class PixelBudget:
+    """Pixels that are decoded at a time, on all threads. Who comes first goes first, so that a large image is never stuck."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self._left = max_pixels
+        self._max_pixels = max_pixels
+        self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
+
+    @contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """Wait for room with what it yields, once; the room is given back in the end."""
+        taken = 0
+
+        def take(pixels: int) -> None:
+            nonlocal taken
+            # An image beyond all bounds has it to itself.
+            wanted, ticket = min(pixels, self._max_pixels), object()
+            with self._changed:
+                self._waiting.append(ticket)
+                self._changed.wait_for(lambda: self._waiting[0] is ticket and self._left >= wanted)
+                self._waiting.popleft()
+                self._left -= wanted
+                taken = wanted
+                self._changed.notify_all()
+
+        try:
+            yield take
+        finally:
+            with self._changed:
+                self._left += taken
+                self._changed.notify_all()
