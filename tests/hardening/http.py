@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import itertools
 import multiprocessing
@@ -14,17 +13,13 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 
 from tests.hardening.board import Outcome, Site, check, memory_mib, peak_mib, reset_peak
 from tests.hardening.shapes import RIGHT_KEYS, SMUGGLED, WRONG_KEYS
-from tests.hardening.wire import KEY, Exchange, answers, ask, exchange, request
+from tests.hardening.wire import KEY, Exchange, answers, ask, exchange, request, tally
 from tests.hosts import Process
 from tests.load.health import probe, run_load, share_of
 
 GOOD_BODY = b'{"input":"a"}'
 SIZED = b"Content-Length: %d" % len(GOOD_BODY)
 SECOND = request(method=b"GET", path=b"/health/live")
-
-
-def tally(seen: Iterable[object]) -> str:
-    return ", ".join(f"{count} x {what}" for what, count in sorted(collections.Counter(map(str, seen)).items()))
 
 
 # Who is let in
@@ -397,7 +392,7 @@ def compressed_bodies(site: Site) -> Outcome:
 
 # /health under load
 
-PROBED_S = 6.0
+PROBED_S = 6
 WINDOWS = 3
 P99_MS, MAX_MS = 50.0, 250.0
 # Callers that embed texts, beside two that send the large body.
@@ -428,8 +423,8 @@ def parsed_on_loop() -> None:
 
 @check(
     "health",
-    f"GET /health every 5 ms while {TEXTS[1]} callers embed {TEXTS[0]} each and 2 send each of {len(LARGE)} large bodies ({', '.join(LARGE)}), "
-    f"best of up to {WINDOWS} windows of {PROBED_S:.0f} s",
+    f"GET /health every 5 ms while {TEXTS[1]} callers embed {TEXTS[0]} each and 2 send each of {len(LARGE)} large bodies "
+    f"({', '.join(LARGE)}), best of up to {WINDOWS} windows of {PROBED_S} s",
     f"p99 < {P99_MS:.0f} ms, max < {MAX_MS:.0f} ms",
     parsed_on_loop,
     quick=False,
@@ -441,7 +436,7 @@ def health(site: Site) -> Outcome:
     # The load in a process of its own: it would hold up the probe.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
         for name in LARGE[: site.many(len(LARGE), 3)]:
-            windows = (probe_under(other, url, [TEXTS, (name, 2)], site.many(6, 2)) for _ in range(site.many(WINDOWS, 1)))
+            windows = (probe_under(other, url, [TEXTS, (name, 2)], site.many(PROBED_S, 2)) for _ in range(site.many(WINDOWS, 1)))
             worst[name] = best_of(windows)
     passed = all(p99 < P99_MS and longest < MAX_MS for p99, longest in worst.values())
     return Outcome(passed, "; ".join(f"{name}: p99 {p99:.0f}, max {longest:.0f} ms" for name, (p99, longest) in worst.items()))

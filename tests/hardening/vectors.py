@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import aiohttp
 import numpy as np
 import numpy.typing as npt
 
+from tests.hardening.wire import error_object
 from tests.hosts import Process
 
 # Below it two vectors are not the same input's.
@@ -22,16 +24,26 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came for one body. `vectors` are float32 of shape (inputs, width), none where there are none."""
+    """What came for one body."""
 
     status: int
-    body: Any
+    headers: Mapping[str, str]
+    body: bytes
 
     @property
-    def vectors(self) -> Vectors:
-        if self.status != 200:
-            return np.empty((0, 0), dtype=np.float32)
-        return np.stack([decoded(row["embedding"]) for row in self.body["data"]])
+    def rows(self) -> list[dict[str, Any]]:
+        """Of a reply that is 200; else none."""
+        found: list[dict[str, Any]] = json.loads(self.body)["data"] if self.status == 200 else []
+        return found
+
+    @property
+    def vectors(self) -> list[Vectors | None]:
+        """Float32 of shape (width,) for each input, None for a row with an error; none where the reply is not 200."""
+        return [None if row["embedding"] is None else decoded(row["embedding"]) for row in self.rows]
+
+    def __str__(self) -> str:
+        good = self.status == 200 or (self.headers.get("X-Request-Id") and error_object(self.body))
+        return f"{self.status}{'' if self.status == 200 else ' JSON' if good else ' in no form'}"
 
 
 def decoded(embedding: str | list[float]) -> Vectors:
@@ -41,7 +53,7 @@ def decoded(embedding: str | list[float]) -> Vectors:
 
 
 def embed_all(server: Process, bodies: Sequence[Any], concurrency: int, path: str = "/v1/embeddings") -> list[Reply]:
-    """The replies to all bodies, in order, so many under way at a time."""
+    """The replies to all bodies, bytes or what JSON can say, in order, so many under way at a time."""
     return asyncio.run(_embed_all(f"http://127.0.0.1:{server.port()}", bodies, concurrency, path))
 
 
@@ -51,8 +63,10 @@ async def _embed_all(url: str, bodies: Sequence[Any], concurrency: int, path: st
 
     async def call() -> None:
         for index in waiting:
-            async with session.post(path, json=bodies[index]) as reply:
-                replies[index] = Reply(reply.status, await reply.json())
+            body = bodies[index]
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+            async with session.post(path, data=data) as reply:
+                replies[index] = Reply(reply.status, reply.headers, await reply.read())
 
     connector = aiohttp.TCPConnector(limit=concurrency)
     async with aiohttp.ClientSession(url, connector=connector, headers={"Authorization": "Bearer sk-test"}) as session:
@@ -60,12 +74,19 @@ async def _embed_all(url: str, bodies: Sequence[Any], concurrency: int, path: st
     return [reply for reply in replies if reply is not None]
 
 
-def cosines(ours: Vectors, theirs: Vectors) -> npt.NDArray[np.float32]:
-    """Of each row with the row of the same place; all are of length 1."""
-    product: npt.NDArray[np.float32] = np.sum(ours * theirs, axis=1)
-    return product
-
-
 def solo_vectors(server: Process, bodies: Sequence[Any]) -> list[Vectors]:
-    """What each body gets with nobody beside it."""
-    return [reply.vectors for reply in embed_all(server, bodies, 1)]
+    """What each body of one input gets with nobody beside it. Raises where one gets none."""
+    found = [vector for reply in embed_all(server, bodies, 1) for vector in reply.vectors]
+    assert len(found) == len(bodies), "an input got no vector even alone"
+    return [vector for vector in found if vector is not None]
+
+
+def same(ours: Vectors | None, theirs: Vectors) -> bool:
+    return cosine(ours, theirs) > SAME
+
+
+def cosine(ours: Vectors | None, theirs: Vectors) -> float:
+    """Of two unit vectors; -1 where there is none, or of another width."""
+    if ours is None or ours.shape != theirs.shape or not np.isfinite(ours).all():
+        return -1.0
+    return float(ours @ theirs)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import http.client
 import io
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,11 @@ class Exchange:
     def __str__(self) -> str:
         said = " + ".join(map(str, self.answers)) or "nothing"
         return f"{said}{', closed' if self.closed else ', left open'}"
+
+
+def tally(seen: Iterable[object]) -> str:
+    """What was seen and how often, as "3 x 200, 1 x 400 JSON"."""
+    return ", ".join(f"{count} x {what}" for what, count in sorted(collections.Counter(map(str, seen)).items()))
 
 
 def error_object(body: bytes) -> dict[str, Any] | None:
