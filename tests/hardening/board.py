@@ -82,12 +82,16 @@ class Site:
         return self._share("tests.fakes", **settings)
 
     @contextmanager
-    def own(self, module: str = "app", **settings: str) -> Iterator[Process]:
-        """A server that no other check sees, not waited for: for what ends it, or counts its memory."""
+    def own(self, module: str = "app", *changes: Guard, **settings: str) -> Iterator[Process]:
+        """A server that no other check sees, not waited for: for what ends it, or counts its memory. `changes` are made to it
+        before it starts, guards or no guards."""
         if module == "app":
             settings = {"MODEL_PATH": str(CHECKPOINT), "DEVICE": "cpu"} | settings
         if self.without is not None:
-            settings |= {"WITHOUT": f"{self.without.__module__}:{self.without.__name__}", "SERVED": module}
+            changes += (self.without,)
+        if changes:
+            names = (f"{change.__module__}:{change.__name__}" for change in changes)
+            settings |= {"CHANGED": " ".join(names), "SERVED": module}
             module = "tests.hardening.unguarded"
         with process(module, **settings) as running:
             yield running
