@@ -29,6 +29,8 @@ from tests.hosts import Process
 
 TIMES_THE_LOAD = 4
 MEMORY_MIB = 50.0
+# Where other work on the machine spoils the times, once more; all else holds for every try.
+TRIES = 2
 REFUSED_S = 0.05
 HEALTH_S = 0.05
 GOODPUT = 0.9
@@ -175,12 +177,18 @@ def overload(site: Site) -> Outcome:
     settings = {"FAKE_SECONDS_PER_BATCH": "0.05", "MAX_BATCH_SIZE": "16", "MAX_QUEUE_SIZE": "64"}
     with site.own("tests.fakes", **settings) as server:
         server.until_status("ok")
-        flood, rest = asyncio.run(_overload(server, site))
-        counts = flood.counted()
-        by_wrk = "" if site.quick else f"; {wrk(server, 4 * (64 + 16))}"
-    good = set(counts) == {"200", "429"} and min(counts.values()) > 0 and sum(counts.values()) == flood.asked
-    good = good and rest.grown_mib <= MEMORY_MIB and (site.quick or rest.in_time())
-    return Outcome(good, f"{told(counts)} of {flood.asked}; {rest}{by_wrk}")
+        good, figures = True, []
+        for _ in range(site.many(TRIES, 1)):
+            flood, rest = asyncio.run(_overload(server, site))
+            counts = flood.counted()
+            good &= set(counts) == {"200", "429"} and min(counts.values()) > 0 and sum(counts.values()) == flood.asked
+            good &= rest.grown_mib <= MEMORY_MIB
+            figures.append(f"{told(counts)} of {flood.asked}; {rest}")
+            if in_time := rest.in_time():
+                break
+        if not site.quick:
+            figures.append(wrk(server, TIMES_THE_LOAD * (64 + 16)))
+    return Outcome(good and (in_time or site.quick), "; ".join(figures))
 
 
 @dataclass(frozen=True, slots=True)
