@@ -60,13 +60,13 @@ def with_sockets_kept() -> None:
 
     from app.image_fetch import ImageFetcher
 
-    kept, sockets = ImageFetcher.fetch, []
+    kept, sockets = ImageFetcher._fetch, []
 
-    async def fetch(self: ImageFetcher, url: str) -> bytes:
+    async def fetch(self: ImageFetcher, *rest: Any, **named: Any) -> Any:
         sockets.append(socket.socket())
-        return await kept(self, url)
+        return await kept(self, *rest, **named)
 
-    ImageFetcher.fetch = fetch
+    ImageFetcher._fetch = fetch
 
 
 @dataclass
