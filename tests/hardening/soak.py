@@ -28,6 +28,7 @@ LEAVE = 0.03
 # Between two requests of a caller: a soak need not take the machine.
 PAUSE_S = 0.01
 SAMPLE_S = 2.0
+WARM_UPS = 5
 # The part of the samples that counts: before it the process warms up.
 COUNTED = 0.6
 SLOPE_MIB_PER_MIN = 1.0
@@ -59,13 +60,13 @@ def with_sockets_kept() -> None:
 
     from app.image_fetch import ImageFetcher
 
-    kept, sockets = ImageFetcher.fetch, []
+    kept, sockets = ImageFetcher._fetch, []
 
-    async def fetch(self: ImageFetcher, url: str) -> bytes:
+    async def fetch(self: ImageFetcher, *rest: Any, **named: Any) -> Any:
         sockets.append(socket.socket())
-        return await kept(self, url)
+        return await kept(self, *rest, **named)
 
-    ImageFetcher.fetch = fetch
+    ImageFetcher._fetch = fetch
 
 
 @dataclass
@@ -148,6 +149,7 @@ async def _soak(site: Site) -> Outcome:
                 for item in run.pool:
                     (row,) = (await callers.ask(embedding([item]))).vectors()
                     run.solo.append(np.array(row, dtype=np.float32))
+                await warm_up(callers, run)
                 until = time.monotonic() + site.soak_minutes * 60
                 watch = asyncio.create_task(run.watch(server))
                 await asyncio.gather(*(run.call(callers, seed, until) for seed in range(CALLERS)))
@@ -155,6 +157,13 @@ async def _soak(site: Site) -> Outcome:
                 with contextlib.suppress(asyncio.CancelledError):
                     await watch
     return verdict(run, site.soak_minutes)
+
+
+async def warm_up(callers: Callers, run: Soak) -> None:
+    """Larger batches than any that follow, so that no buffer grows for the first time in what is counted."""
+    rng = random.Random(1)
+    for _ in range(WARM_UPS):
+        await asyncio.gather(*(callers.ask(embedding(rng.sample(run.pool, len(run.pool)))) for _ in range(CALLERS)))
 
 
 def verdict(run: Soak, minutes: float) -> Outcome:
