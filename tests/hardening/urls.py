@@ -43,7 +43,7 @@ def with_a_check_before_the_download() -> None:
     """with a check of the URL's host before the download in place of the sockets' guard."""
     from app import image_fetch
 
-    fetch = image_fetch.ImageFetcher.fetch
+    fetch = image_fetch.ImageFetcher._fetch
 
     async def checked(self: image_fetch.ImageFetcher, url: str) -> bytes:
         parts = urlsplit(url)
@@ -56,7 +56,7 @@ def with_a_check_before_the_download() -> None:
                 raise image_fetch.ImageUnavailable(f"image from {parts.hostname} is refused")
         return await fetch(self, url)
 
-    image_fetch.ImageFetcher.fetch = checked  # type: ignore[method-assign]
+    image_fetch.ImageFetcher._fetch = checked  # type: ignore[method-assign]
     without_any_guard()
 
 
