@@ -75,6 +75,10 @@ class Site:
         """How often to do something."""
         return quick if self.quick else full
 
+    def seconds(self, limit: float) -> float:
+        """A time limit: a quick run gives four times as long, since a busy machine must fail no test."""
+        return 4 * limit if self.quick else limit
+
     def app(self, **settings: str) -> Process:
         """`python -m app` on the miniature checkpoint, ready, shared."""
         return self._share("app", MODEL_PATH=str(CHECKPOINT), DEVICE="cpu", **settings)

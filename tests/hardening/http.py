@@ -162,7 +162,7 @@ LIMIT_S = 1.0
 LINGERING_S = 2.0
 TOLERANCE_S = 4.0
 CLOSED_S = LIMIT_S + LINGERING_S
-GIVEN_UP_S = CLOSED_S + TOLERANCE_S + 2.0
+GIVEN_UP_S = 4 * (CLOSED_S + TOLERANCE_S) + 2.0
 # Memory that a round may leave behind once others have gone before, in MiB.
 MEMORY_MIB = 5.0
 ROUNDS = 8
@@ -278,7 +278,7 @@ def slow_bodies(site: Site) -> Outcome:
     with site.own("tests.fakes", BODY_TIMEOUT_S=str(LIMIT_S)) as server:
         server.until_status("ok")
         seen, grown = in_rounds(server, senders, site.many(500, 100), 0.2, site.many(ROUNDS, QUICK_ROUNDS))
-    return in_time(seen, {"408 JSON, closed"}, CLOSED_S + TOLERANCE_S, grown)
+    return in_time(seen, {"408 JSON, closed"}, site.seconds(CLOSED_S + TOLERANCE_S), grown)
 
 
 @check(
@@ -297,7 +297,7 @@ def chunk_flood(site: Site) -> Outcome:
     with site.own("tests.fakes", BODY_TIMEOUT_S=str(LIMIT_S)) as server:
         server.until_status("ok")
         seen, grown = in_rounds(server, senders, site.many(100, 20), 0.0, site.many(ROUNDS, QUICK_ROUNDS))
-    return in_time(seen, {f"{status} JSON, closed" for status in (400, 401, 408)}, CLOSED_S + TOLERANCE_S, grown)
+    return in_time(seen, {f"{status} JSON, closed" for status in (400, 401, 408)}, site.seconds(CLOSED_S + TOLERANCE_S), grown)
 
 
 @check(
@@ -317,7 +317,7 @@ def slow_heads(site: Site) -> Outcome:
             for first, then in itertools.islice(itertools.cycle(kinds), site.many(500, 100))
         ]
         seen = asyncio.run(send_all(server, senders, 0.2))
-    return in_time(seen, {"nothing, closed", "400 JSON, closed", "408 JSON, closed"}, LIMIT_S + TOLERANCE_S)
+    return in_time(seen, {"nothing, closed", "400 JSON, closed", "408 JSON, closed"}, site.seconds(LIMIT_S + TOLERANCE_S))
 
 
 # Bodies that are larger than they look

@@ -76,13 +76,14 @@ def _decode_with(decode: Callable[..., Image.Image]) -> None:
     quick=False,
 )
 def image_corpus(site: Site) -> Outcome:
+    limit = site.seconds(LONGEST_S)
     try:
         files = pillow_images()
     except NoCorpus as error:
         return Outcome(False, f"not run: Pillow's source distribution cannot be had: {error}")
-    figure, passed = judged(ask(site.fake(), files.values()))
+    figure, passed = judged(ask(site.fake(), files.values()), limit)
     sample = list(files.values())[::10]
-    sampled, sample_passed = judged(ask(site.app(), sample))
+    sampled, sample_passed = judged(ask(site.app(), sample), limit)
     return Outcome(passed and sample_passed, f"{len(files)} files: {figure}; {len(sample)} to a model: {sampled}")
 
 
@@ -102,7 +103,7 @@ def image_mutations(site: Site) -> Outcome:
         except NoCorpus:
             of += " alone: there is no corpus"
     count = site.many(5000, 400)
-    figure, passed = judged(ask(site.fake(), mutations(files, count, SEED)))
+    figure, passed = judged(ask(site.fake(), mutations(files, count, SEED)), site.seconds(LONGEST_S))
     return Outcome(passed, f"{count} of {of}: {figure}")
 
 
@@ -113,7 +114,7 @@ def echo(site: Site) -> Outcome:
         for data in mutations(list(SMALL.values()), 600, SEED + 1):
             if (reply := client.image(data)).status != 200 and len(broken) < 60:
                 broken.append(reply)
-    figure, passed = judged(broken)
+    figure, passed = judged(broken, site.seconds(LONGEST_S))
     return Outcome(passed and len(broken) == 60, f"{figure}; {len({reply.message for reply in broken})} different messages")
 
 
@@ -122,14 +123,14 @@ def ask(server: Process, files: Iterable[bytes]) -> list[Reply]:
         return [client.image(data) for data in files]
 
 
-def judged(replies: list[Reply]) -> tuple[str, bool]:
+def judged(replies: list[Reply], longest_s: float) -> tuple[str, bool]:
     """The figure, and whether every reply is one that a file may have."""
     kinds = Counter(reply.kind for reply in replies)
     telling = [reply.message for reply in replies if _ECHO.search(reply.message or "")]
     longest = max(reply.seconds for reply in replies)
     figure = f"{counted(kinds)}; slowest {longest:.2f} s"
     figure += f"; {len(telling)} messages tell too much" + (f", such as {telling[0]!r}" if telling else "")
-    return figure, set(kinds) <= {"200", "400"} and longest < LONGEST_S and not telling
+    return figure, set(kinds) <= {"200", "400"} and longest < longest_s and not telling
 
 
 def counted(kinds: Counter[str]) -> str:
@@ -236,7 +237,7 @@ def bombs(site: Site) -> Outcome:
         before = peak_mib(server)
         replies = dict(zip(files, ask(server, files.values()), strict=True))
         grown = peak_mib(server) - before
-    figure, passed = judged(list(replies.values()))
+    figure, passed = judged(list(replies.values()), site.seconds(LONGEST_S))
     taken = [name for name, reply in replies.items() if reply.status != 400]
     figure += f"; memory +{grown:.0f} MiB" + (f"; not refused: {', '.join(taken)}" if taken else "")
     return Outcome(passed and not taken and grown < BOMBS_MIB, figure)

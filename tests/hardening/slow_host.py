@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tests.hardening.background import background, listening
 
 # A host gives up by itself, so that a server without its guard ends too.
-DRIBBLES_S = 4.0
+DRIBBLES_S = 12.0
 ENDLESS_BYTES = 256 << 20
 BOMB_BYTES = 128 << 20
 HOLDS_S = 0.5

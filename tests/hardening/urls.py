@@ -372,7 +372,7 @@ def slow_hosts(site: Site) -> Outcome:
         f"{host.most} of {WAITING} downloads at once, {said(held)}; memory +{grown:.0f} MiB"
     )
     refused = {reply.kind for reply in (*slow, cut, *packed)} == {"400"} and hops == ["200", "400"]
-    bounded = longest < DEADLINE_S + 1 and sent < MOST_MIB and host.most <= DOWNLOADS_AT_ONCE and grown < 50
+    bounded = longest < site.seconds(DEADLINE_S + 1) and sent < MOST_MIB and host.most <= DOWNLOADS_AT_ONCE and grown < 50
     return Outcome(warm.status == 200 and refused and bounded and held == {"200": WAITING}, figure)
 
 
