@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from app.dialects import EmbeddingRequest
 from app.errors import row_for
-from app.memory import MemoryShare
+from app.memory import MemoryShare, RequestTooLarge
 from app.preparation import Preparation, Tools, expected_bytes
 from app.replies import Usage
 from models.base import Description, PreparedInput
@@ -79,7 +79,16 @@ class EmbeddingService:
         return await self.off_loop(finish) if len(answers) > LARGE_ROWS else finish()
 
     async def describe(self, request: EmbeddingRequest, deadline: float, memory: MemoryShare) -> list[Description | Exception]:
-        """What the model would read of every item; an error in the place of an item that cannot be had at all."""
+        """What the model would read of every item; an error in the place of an item that cannot be had at all.
+
+        Raises the scheduler's errors, RequestTooLarge for prompts that are longer together than a body may be, as those of a
+        long instruction for many items are, and as MemoryShare does.
+        """
+        if request.characters > (most := self._tools.settings.max_request_bytes):
+            raise RequestTooLarge(
+                f"the prompts would have more than {most:,} characters together, with the instruction in each; "
+                "send fewer inputs at a time, or a shorter instruction"
+            )
         with self._scheduler.reserve(len(request.items)):
             async with until(deadline):
                 return await Preparation(self._tools, self._scheduler.model, request, memory).describe()

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from sys import getsizeof
 from typing import Any, TypeVar
 
 from app.dialects import EmbeddingRequest, ImageSource, InvalidRequest, RequestItem
@@ -150,10 +151,12 @@ class Preparation:
         if isinstance(item, InvalidRequest):
             return item
         try:
-            return await self._with_images(self._model.describe, item, Fusion(None))
+            described = await self._with_images(self._model.describe, item, Fusion(None))
         except (InputError, InvalidInput) as error:
             bare = error.with_traceback(None)
             return bare if isinstance(bare, InputError) else InputError(bare, item.param)
+        self._memory.add(getsizeof(described.prompt))
+        return described
 
     async def _with_images(self, then: Callable[[EmbeddingInput], T], item: RequestItem, fusion: Fusion) -> T:
         """Prepare an item's images, each in a job of its own, and hand the whole to the model.

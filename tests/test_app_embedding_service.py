@@ -15,6 +15,7 @@ import orjson
 import pytest
 from PIL import Image
 
+import app.handlers
 from app.dialects import EmbeddingRequest, RequestItem, RequestLimits, parse
 from app.embedding_service import until
 from app.keys import MEMORY, SCHEDULER, SERVICE
@@ -259,6 +260,24 @@ async def test_what_a_request_holds_follows_its_body_its_images_and_its_inputs(s
 async def test_no_request_leaves_memory_taken(client: Client, body: object) -> None:
     await client.embed(body)
     assert client.app[MEMORY].held == 0
+
+
+@pytest.mark.parametrize(("route", "writer"), [("", "embeddings_body"), ("/preview", "preview_body")])
+async def test_a_body_is_held_until_its_reply_is_written(
+    client: Client, monkeypatch: pytest.MonkeyPatch, route: str, writer: str
+) -> None:
+    """Replies may wait for a thread that writes them, and what they answer is there until then."""
+    held: list[int] = []
+    write = getattr(app.handlers, writer)
+
+    def writing(*arguments: Any) -> bytes:
+        held.append(client.app[MEMORY].held)
+        return write(*arguments)
+
+    monkeypatch.setattr(app.handlers, writer, writing)
+    async with client.session.post(f"/v1/embeddings{route}", json={"input": ["x" * 100] * 50}) as reply:
+        assert reply.status == 200
+    assert held[0] > 5000 and client.app[MEMORY].held == 0
 
 
 async def test_the_memory_of_a_body_is_taken_as_it_arrives(serve: Serve) -> None:
