@@ -21,6 +21,7 @@ from app.dialects import EmbeddingRequest
 from app.errors import row_for
 from app.memory import MemoryShare, RequestTooLarge
 from app.preparation import Preparation, Tools, expected_bytes
+from app.preparation_threads import run_on
 from app.replies import Usage
 from models.base import Description, PreparedInput
 from models.pooling import to_dimension
@@ -95,7 +96,7 @@ class EmbeddingService:
 
     async def off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run the parsing of a large body, or the writing of a large reply, off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._bodies, function, *arguments)
+        return await run_on(self._bodies, function, *arguments)
 
     async def _wait(self, futures: Sequence[asyncio.Future[Vector]], request: EmbeddingRequest) -> list[Vector | Exception]:
         """Every input's vector, or its error where the request takes partial results."""

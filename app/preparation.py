@@ -23,7 +23,7 @@ from app.image_decode import ImageInvalid, decode_image
 from app.image_fetch import ImageFetcher, ImageUnavailable
 from app.memory import MemoryShare, PixelBudget
 from app.metrics import Metrics
-from app.preparation_threads import PreparationThreads
+from app.preparation_threads import PreparationThreads, run_on
 from app.settings import Settings
 from models.base import (
     Description,
@@ -223,7 +223,7 @@ class Preparation:
             return await self._on_thread(function, *arguments)
 
     async def _on_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+        return await run_on(self._pool, function, *arguments)
 
     def _is_short(self) -> bool:
         """Whether the whole request is one short text, under a short instruction."""

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from app.dialects import EmbeddingRequest, RequestItem, RequestLimits, parse
 from app.embedding_service import until
 from app.keys import MEMORY, SCHEDULER, SERVICE
 from app.preparation import CHUNK, CHUNK_CHARACTERS, INLINE_CHARACTERS, Preparation, expected_bytes, run_all
+from app.preparation_threads import run_on
 from models.base import EmbeddingInput, PreparedImage, PreparedInput
 from scheduler.errors import DeadlineExceeded
 from tests.conftest import Client, Serve
@@ -55,6 +57,24 @@ async def test_run_all_cancels_the_others_and_raises_the_error_as_it_is() -> Non
     with pytest.raises(KeyError, match="as it is"):
         await run_all([waiting(), failing(), waiting()])
     assert cancelled == [True, True]
+
+
+async def test_a_job_whose_caller_has_gone_keeps_nothing_while_it_waits_for_a_thread() -> None:
+    free, file = threading.Event(), picture()
+    left = weakref.ref(file)
+    seen: list[Image.Image] = []
+    with ThreadPoolExecutor(1) as threads:
+        busy = asyncio.create_task(run_on(threads, free.wait, 10))
+        waiting = asyncio.create_task(run_on(threads, seen.append, file))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        del file, waiting
+        still_there = left() is not None
+        free.set()
+        assert not still_there
+        assert await busy and await run_on(threads, len, "abc") == 3
+    assert seen == []
 
 
 async def test_until_turns_its_own_timeout_alone_into_a_deadline() -> None:
