@@ -83,10 +83,12 @@ def expected_bytes(request: EmbeddingRequest, info: ModelInfo) -> int:
 
 @dataclass(slots=True)
 class Fusion:
-    """The images of one item, while they are prepared: they are no more than fit into `max_tokens`, where there is a limit."""
+    """The images of one item, while they are prepared: they are no more than fit into `max_tokens`, where there is a limit.
+    `num_bytes` is the memory that those which are there take."""
 
     max_tokens: int | None
     tokens: int = 0
+    num_bytes: int = 0
 
     @property
     def is_over(self) -> bool:
@@ -136,10 +138,12 @@ class Preparation:
 
     async def _prepare_images(self, index: int, results: dict[int, Prepared]) -> None:
         """An item with images."""
+        fusion = Fusion(self._max_tokens)
         try:
-            result: Prepared = await self._with_images(self._model.prepare, self._item(index), Fusion(self._max_tokens))
+            result: Prepared = await self._with_images(self._model.prepare, self._item(index), fusion)
         except (InputError, InvalidInput) as error:
             result = error.with_traceback(None)
+            self._memory.add(-fusion.num_bytes)  # the others of its images go with it
         try:
             results[index] = self._placed(result, index)
             if isinstance(result, PreparedInput):
@@ -183,6 +187,7 @@ class Preparation:
                 image = await self._on_thread(self._prepare_image, data, source.param, fusion.max_tokens is None)
         fusion.tokens += image.grid.num_tokens
         self._memory.add(image.patches.nbytes)
+        fusion.num_bytes += image.patches.nbytes
         return image
 
     @asynccontextmanager

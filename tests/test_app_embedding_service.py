@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from PIL import Image
@@ -241,6 +242,14 @@ class Counting(FakeModel):
         return super().prepare_image(image, original_size)
 
 
+class Large(FakeModel):
+    """Its prepared images have a million bytes."""
+
+    def prepare_image(self, image: Image.Image, original_size: tuple[int, int] | None = None) -> PreparedImage:
+        prepared = super().prepare_image(image)
+        return PreparedImage(prepared.grid, np.resize(prepared.patches, (4, 250_000)))
+
+
 @pytest.mark.parametrize("truncate", [False, True])
 async def test_images_beyond_the_limit_of_tokens_are_not_even_decoded(serve: Serve, truncate: bool) -> None:
     model = Counting()
@@ -280,6 +289,15 @@ async def test_what_a_request_holds_follows_its_body_its_images_and_its_inputs(s
 async def test_no_request_leaves_memory_taken(client: Client, body: object) -> None:
     await client.embed(body)
     assert client.app[MEMORY].held == 0
+
+
+async def test_the_images_of_an_input_that_failed_are_held_no_longer(serve: Serve) -> None:
+    client = await serve(Large(), max_bytes_in_flight=10_000_000)
+    item = {"image": [data_uri(picture()), "AAAA"]}
+    status, body = await client.embed({"input": [item] * 40, "partial": True})
+    assert status == 200 and all(row["error"] for row in body["data"])
+    status, body = await client.embed({"input": [{"image": data_uri(picture())}] * 40, "partial": True})
+    assert status == 413 and client.app[MEMORY].held == 0
 
 
 @pytest.mark.parametrize(("route", "writer"), [("", "embeddings_body"), ("/preview", "preview_body")])
