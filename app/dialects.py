@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from sys import getsizeof
 from typing import Any, Literal
 
 from app.dialect_items import (
@@ -51,9 +52,16 @@ class EmbeddingRequest:
     partial: bool
 
     @property
+    def characters(self) -> int:
+        """How long the texts are together, and the instruction of each item: one that all share as often as there are items."""
+        return sum(item.characters for item in self.items if isinstance(item, RequestItem))
+
+    @property
     def num_bytes(self) -> int:
-        """The memory that its items take, about."""
-        return sum(item.num_bytes for item in self.items if isinstance(item, RequestItem))
+        """The memory that its items take, about. They may share an instruction: it is there once."""
+        items = [item for item in self.items if isinstance(item, RequestItem)]
+        instructions = {id(item.instruction): getsizeof(item.instruction) for item in items}
+        return sum(item.num_bytes for item in items) + sum(instructions.values())
 
 
 def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:

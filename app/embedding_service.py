@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from app.dialects import EmbeddingRequest
 from app.errors import row_for
-from app.memory import MemoryShare
+from app.memory import MemoryShare, RequestTooLarge
 from app.preparation import Preparation, Tools, expected_bytes
+from app.preparation_threads import run_on
 from app.replies import Usage
 from models.base import Description, PreparedInput
 from models.pooling import to_dimension
@@ -79,14 +80,23 @@ class EmbeddingService:
         return await self.off_loop(finish) if len(answers) > LARGE_ROWS else finish()
 
     async def describe(self, request: EmbeddingRequest, deadline: float, memory: MemoryShare) -> list[Description | Exception]:
-        """What the model would read of every item; an error in the place of an item that cannot be had at all."""
+        """What the model would read of every item; an error in the place of an item that cannot be had at all.
+
+        Raises the scheduler's errors, RequestTooLarge for prompts that are longer together than a body may be, as those of a
+        long instruction for many items are, and as MemoryShare does.
+        """
+        if request.characters > (most := self._tools.settings.max_request_bytes):
+            raise RequestTooLarge(
+                f"the prompts would have more than {most:,} characters together, with the instruction in each; "
+                "send fewer inputs at a time, or a shorter instruction"
+            )
         with self._scheduler.reserve(len(request.items)):
             async with until(deadline):
                 return await Preparation(self._tools, self._scheduler.model, request, memory).describe()
 
     async def off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run the parsing of a large body, or the writing of a large reply, off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._bodies, function, *arguments)
+        return await run_on(self._bodies, function, *arguments)
 
     async def _wait(self, futures: Sequence[asyncio.Future[Vector]], request: EmbeddingRequest) -> list[Vector | Exception]:
         """Every input's vector, or its error where the request takes partial results."""

@@ -43,11 +43,11 @@ async def create_embeddings(request: web.Request) -> web.Response:
         parsed = await read_request(request, memory)
         entry.inputs = len(parsed.items)
         outcome = await service.embed(parsed, deadline, memory)
-    entry.tokens, entry.timings = outcome.usage.total, outcome.timings
-    log_fault(entry, outcome.rows)
-    arguments = (outcome.rows, outcome.usage, request.app[SETTINGS].model_name, parsed.encoding_format)
-    large = len(outcome.rows) > LARGE_ROWS
-    body = await service.off_loop(embeddings_body, *arguments) if large else embeddings_body(*arguments)
+        entry.tokens, entry.timings = outcome.usage.total, outcome.timings
+        log_fault(entry, outcome.rows)
+        arguments = (outcome.rows, outcome.usage, request.app[SETTINGS].model_name, parsed.encoding_format)
+        large = len(outcome.rows) > LARGE_ROWS
+        body = await service.off_loop(embeddings_body, *arguments) if large else embeddings_body(*arguments)
     headers = {"X-Model-Fingerprint": fingerprint(request.app) or ""}
     return web.Response(body=body, content_type="application/json", headers=headers)
 
@@ -55,16 +55,18 @@ async def create_embeddings(request: web.Request) -> web.Response:
 async def preview_embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings/preview"""
     deadline = request_deadline(request)
+    service, entry = request.app[SERVICE], request[LOG]
     with request.app[MEMORY].share() as memory:
         parsed = await read_request(request, memory)
-        request[LOG].inputs = len(parsed.items)
+        entry.inputs = len(parsed.items)
         started = time.monotonic()
-        described = await request.app[SERVICE].describe(parsed, deadline, memory)
-    request[LOG].timings = {"prepare": time.monotonic() - started}
-    rows = [preview_row(index, row, item.param) for index, (row, item) in enumerate(zip(described, parsed.items, strict=True))]
-    reply = json_reply({"object": "list", "model": request.app[SETTINGS].model_name, "data": rows})
-    reply.headers["X-Model-Fingerprint"] = fingerprint(request.app) or ""
-    return reply
+        described = await service.describe(parsed, deadline, memory)
+        entry.timings = {"prepare": time.monotonic() - started}
+        arguments = (described, [item.param for item in parsed.items], request.app[SETTINGS].model_name)
+        large = len(described) > LARGE_ROWS or parsed.characters > LARGE_BODY_BYTES
+        body = await service.off_loop(preview_body, *arguments) if large else preview_body(*arguments)
+    headers = {"X-Model-Fingerprint": fingerprint(request.app) or ""}
+    return web.Response(body=body, content_type="application/json", headers=headers)
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -224,6 +226,13 @@ def model_row(app: web.Application) -> dict[str, Any]:
         "embedding_dimension": embedding_dimension(app),
         "max_input_tokens": max_input_tokens(app),
     }
+
+
+def preview_body(described: Sequence[Description | Exception], params: Sequence[str | None], model: str) -> bytes:
+    """The body of a preview's reply, written row by row as that of embeddings is."""
+    places = enumerate(zip(described, params, strict=True))
+    rows = b",".join(orjson.dumps(preview_row(index, row, param)) for index, (row, param) in places)
+    return b'{"object":"list","model":%b,"data":[%b]}' % (orjson.dumps(model), rows)
 
 
 def preview_row(index: int, row: Description | Exception, param: str | None) -> dict[str, Any]:

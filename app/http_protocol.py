@@ -104,7 +104,8 @@ class JsonRequestHandler(RequestHandler):
         resp.headers[hdrs.SERVER] = SERVER
         body = resp.body if isinstance(resp, web.Response) else None
         try:
-            with self._memory.occupied(len(body) if isinstance(body, bytes) else 0):
+            # Twice: what its client has not taken yet the transport has copied.
+            with self._memory.occupied(2 * len(body) if isinstance(body, bytes) else 0):
                 async with asyncio.timeout(self._reply_timeout_s):
                     finished = await super().finish_response(request, resp, start_time)
         except TimeoutError:

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from PIL import GifImagePlugin, Image, UnidentifiedImageError, _imaging
+from PIL import GifImagePlugin, Image, JpegImagePlugin, UnidentifiedImageError, _imaging
 
 Size = tuple[int, int]
 
@@ -31,6 +31,8 @@ _PIXEL_READS = 2_000_000
 # Encoders write 1 to about 20. Each scan may fill 75 bytes and take 30 ms for 50 megapixels, so 20 MiB would take hours.
 _MAX_JPEG_SCANS = 64
 _JPEG_SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
+# Marker, length, count, two bytes for each of four components, and three more.
+_SCAN_HEAD = 16
 _JPEG_EXIF = re.compile(rb"\xff\xe1..(?P<name>Exif)\x00\x00", re.DOTALL)
 # Files are searched so many bytes at a time: a search keeps the interpreter's lock, and must not stop the event loop for long.
 # The pieces overlap by more than a match is long.
@@ -108,7 +110,7 @@ def decode_image(
 
     `wait_for_room` is called before pixels are decoded, with their number: twice where they cost twice as much, as WEBP's do.
     `reduced_size` is called before that, with (width, height): it may return a size to which the image will be reduced, and then
-    a JPEG of much more than that comes smaller than it is.
+    a JPEG of much more than that comes smaller than it is: at a half, a quarter or an eighth of its sides, rounded up.
 
     Raises ImageInvalid for all else, and for a file or an image over its limit.
     """
@@ -136,14 +138,28 @@ def _decode(
     file.reads_left = _HEADER_READS
     with Image.open(file, formats=FORMATS) as image:
         _check_size(image.width, image.height, max_pixels)
+        width, height = image.size
         if (reduced := reduced_size(image.size)) is not None:
+            in_rows = _is_read_in_rows(image, file)
             # Only JPEG's does anything: the decoder leaves out the detail that the resizing would.
             image.draft(None, (_DRAFT_GAP * reduced[0], _DRAFT_GAP * reduced[1]))
-        wait_for_room(image.width * image.height * _PIXELS_WORTH.get(image.format or "", 1))
+            if in_rows:
+                width, height = image.size
+        wait_for_room(width * height * _PIXELS_WORTH.get(image.format or "", 1))
         file.reads_left = _PIXEL_READS
         rgb = _to_rgb(image)
     rgb.info = {}  # as large as the file, and nothing reads it
     return rgb
+
+
+def _is_read_in_rows(image: Image.Image, file: _MeteredFile) -> bool:
+    """Whether a JPEG, open and read up to its first scan, is decoded row by row. Where that scan is not all of it, libjpeg keeps
+    what all scans say of the whole image, 6 bytes for a pixel, at whatever size it is decoded (jdinput.c, has_multiple_scans)."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.format != "JPEG" or "progressive" in image.info:
+        return False
+    head = bytes(file.getbuffer()[max(0, file.tell() - _SCAN_HEAD) : file.tell()])
+    components_at = head.rfind(b"\xff\xda") + 4
+    return 4 <= components_at < len(head) and head[components_at] == image.layers
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

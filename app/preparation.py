@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from sys import getsizeof
 from typing import Any, TypeVar
 
 from app.dialects import EmbeddingRequest, ImageSource, InvalidRequest, RequestItem
@@ -22,7 +23,7 @@ from app.image_decode import ImageInvalid, decode_image
 from app.image_fetch import ImageFetcher, ImageUnavailable
 from app.memory import MemoryShare, PixelBudget
 from app.metrics import Metrics
-from app.preparation_threads import PreparationThreads
+from app.preparation_threads import PreparationThreads, run_on
 from app.settings import Settings
 from models.base import (
     Description,
@@ -82,10 +83,12 @@ def expected_bytes(request: EmbeddingRequest, info: ModelInfo) -> int:
 
 @dataclass(slots=True)
 class Fusion:
-    """The images of one item, while they are prepared: they are no more than fit into `max_tokens`, where there is a limit."""
+    """The images of one item, while they are prepared: they are no more than fit into `max_tokens`, where there is a limit.
+    `num_bytes` is the memory that those which are there take."""
 
     max_tokens: int | None
     tokens: int = 0
+    num_bytes: int = 0
 
     @property
     def is_over(self) -> bool:
@@ -135,10 +138,12 @@ class Preparation:
 
     async def _prepare_images(self, index: int, results: dict[int, Prepared]) -> None:
         """An item with images."""
+        fusion = Fusion(self._max_tokens)
         try:
-            result: Prepared = await self._with_images(self._model.prepare, self._item(index), Fusion(self._max_tokens))
+            result: Prepared = await self._with_images(self._model.prepare, self._item(index), fusion)
         except (InputError, InvalidInput) as error:
             result = error.with_traceback(None)
+            self._memory.add(-fusion.num_bytes)  # the others of its images go with it
         try:
             results[index] = self._placed(result, index)
             if isinstance(result, PreparedInput):
@@ -150,10 +155,12 @@ class Preparation:
         if isinstance(item, InvalidRequest):
             return item
         try:
-            return await self._with_images(self._model.describe, item, Fusion(None))
+            described = await self._with_images(self._model.describe, item, Fusion(None))
         except (InputError, InvalidInput) as error:
             bare = error.with_traceback(None)
             return bare if isinstance(bare, InputError) else InputError(bare, item.param)
+        self._memory.add(getsizeof(described.prompt))
+        return described
 
     async def _with_images(self, then: Callable[[EmbeddingInput], T], item: RequestItem, fusion: Fusion) -> T:
         """Prepare an item's images, each in a job of its own, and hand the whole to the model.
@@ -180,6 +187,7 @@ class Preparation:
                 image = await self._on_thread(self._prepare_image, data, source.param, fusion.max_tokens is None)
         fusion.tokens += image.grid.num_tokens
         self._memory.add(image.patches.nbytes)
+        fusion.num_bytes += image.patches.nbytes
         return image
 
     @asynccontextmanager
@@ -220,7 +228,7 @@ class Preparation:
             return await self._on_thread(function, *arguments)
 
     async def _on_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+        return await run_on(self._pool, function, *arguments)
 
     def _is_short(self) -> bool:
         """Whether the whole request is one short text, under a short instruction."""

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # Beside a GPU; each may hold an image of tens of megapixels.
 MOST = 8
@@ -13,6 +19,16 @@ def beside(device: str, cores: int) -> int:
     """How many threads, where the process may run on `cores`. On a CPU the forward pass has them all, and waits for its slowest
     thread: of two cores one such thread left 3 to 8 % more of it than two did."""
     return max(1, cores // 4) if device == "cpu" else min(MOST, cores)
+
+
+async def run_on(threads: Executor, function: Callable[..., T], *arguments: Any) -> T:
+    """Run a function on a thread. Where the caller goes while it waits for one, its arguments are let go of at once: an executor
+    keeps a cancelled job, with a body or an image in it, until a thread comes to it."""
+    job = [partial(function, *arguments)]
+    try:
+        return await asyncio.get_running_loop().run_in_executor(threads, lambda: job.pop()())
+    finally:
+        job.clear()
 
 
 class PreparationThreads:

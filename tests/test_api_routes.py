@@ -322,6 +322,22 @@ async def test_preview_takes_the_same_body_and_refuses_the_same(client: Client) 
     assert client.app[SCHEDULER].queue_depth == 0
 
 
+async def test_preview_repeats_a_long_instruction_only_so_often(serve: Serve, fake: FakeModel) -> None:
+    """A body of 3 MiB would have had a reply of 6 GiB."""
+    client = await serve(fake, max_request_bytes=100_000)
+    status, reply = await preview(client, {"input": ["a"] * 9, "instruction": "x" * 10_000})
+    assert status == 200 and [len(row["prompt"]) for row in reply["data"]] == [10_002] * 9
+    for partial in (False, True):
+        status, reply = await preview(client, {"input": ["a"] * 10, "instruction": "x" * 10_000, "partial": partial})
+        assert (status, reply["error"]["type"]) == (413, "invalid_request_error")
+        assert "100,000 characters" in reply["error"]["message"]
+    assert (await client.embed({"input": ["a"] * 10, "instruction": "x" * 10_000}))[0] == 200
+    status, reply = await preview(
+        await serve(fake, max_bytes_in_flight=50_000), {"input": ["a"] * 9, "instruction": "x" * 10_000}
+    )
+    assert status == 413 and "50,000 bytes" in reply["error"]["message"]
+
+
 # Metrics
 
 

@@ -510,6 +510,13 @@ def test_repr_shows_no_content() -> None:
     assert "s3cret" not in shown and "jpg" not in shown and "input[0]" in shown
 
 
+def test_instructions_are_counted_once_where_they_are_shared() -> None:
+    texts, long = ["a", "b", "c"], "x" * 5000
+    plain = read({"input": texts}).num_bytes
+    assert plain + 5000 < read({"input": texts, "instruction": long}).num_bytes < plain + 6000
+    assert read({"input": [{"text": text, "instruction": long} for text in texts]}).num_bytes > plain + 15_000
+
+
 def test_large_bodies_are_read_in_linear_time() -> None:
     """A regular expression, or a search without bound, would take minutes here."""
     size = 30 << 20

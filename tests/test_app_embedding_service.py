@@ -8,17 +8,21 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from PIL import Image
 
+import app.handlers
 from app.dialects import EmbeddingRequest, RequestItem, RequestLimits, parse
 from app.embedding_service import until
 from app.keys import MEMORY, SCHEDULER, SERVICE
 from app.preparation import CHUNK, CHUNK_CHARACTERS, INLINE_CHARACTERS, Preparation, expected_bytes, run_all
+from app.preparation_threads import run_on
 from models.base import EmbeddingInput, PreparedImage, PreparedInput
 from scheduler.errors import DeadlineExceeded
 from tests.conftest import Client, Serve
@@ -54,6 +58,24 @@ async def test_run_all_cancels_the_others_and_raises_the_error_as_it_is() -> Non
     with pytest.raises(KeyError, match="as it is"):
         await run_all([waiting(), failing(), waiting()])
     assert cancelled == [True, True]
+
+
+async def test_a_job_whose_caller_has_gone_keeps_nothing_while_it_waits_for_a_thread() -> None:
+    free, file = threading.Event(), picture()
+    left = weakref.ref(file)
+    seen: list[Image.Image] = []
+    with ThreadPoolExecutor(1) as threads:
+        busy = asyncio.create_task(run_on(threads, free.wait, 10))
+        waiting = asyncio.create_task(run_on(threads, seen.append, file))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        del file, waiting
+        still_there = left() is not None
+        free.set()
+        assert not still_there
+        assert await busy and await run_on(threads, len, "abc") == 3
+    assert seen == []
 
 
 async def test_until_turns_its_own_timeout_alone_into_a_deadline() -> None:
@@ -220,6 +242,14 @@ class Counting(FakeModel):
         return super().prepare_image(image, original_size)
 
 
+class Large(FakeModel):
+    """Its prepared images have a million bytes."""
+
+    def prepare_image(self, image: Image.Image, original_size: tuple[int, int] | None = None) -> PreparedImage:
+        prepared = super().prepare_image(image)
+        return PreparedImage(prepared.grid, np.resize(prepared.patches, (4, 250_000)))
+
+
 @pytest.mark.parametrize("truncate", [False, True])
 async def test_images_beyond_the_limit_of_tokens_are_not_even_decoded(serve: Serve, truncate: bool) -> None:
     model = Counting()
@@ -259,6 +289,33 @@ async def test_what_a_request_holds_follows_its_body_its_images_and_its_inputs(s
 async def test_no_request_leaves_memory_taken(client: Client, body: object) -> None:
     await client.embed(body)
     assert client.app[MEMORY].held == 0
+
+
+async def test_the_images_of_an_input_that_failed_are_held_no_longer(serve: Serve) -> None:
+    client = await serve(Large(), max_bytes_in_flight=10_000_000)
+    item = {"image": [data_uri(picture()), "AAAA"]}
+    status, body = await client.embed({"input": [item] * 40, "partial": True})
+    assert status == 200 and all(row["error"] for row in body["data"])
+    status, body = await client.embed({"input": [{"image": data_uri(picture())}] * 40, "partial": True})
+    assert status == 413 and client.app[MEMORY].held == 0
+
+
+@pytest.mark.parametrize(("route", "writer"), [("", "embeddings_body"), ("/preview", "preview_body")])
+async def test_a_body_is_held_until_its_reply_is_written(
+    client: Client, monkeypatch: pytest.MonkeyPatch, route: str, writer: str
+) -> None:
+    """Replies may wait for a thread that writes them, and what they answer is there until then."""
+    held: list[int] = []
+    write = getattr(app.handlers, writer)
+
+    def writing(*arguments: Any) -> bytes:
+        held.append(client.app[MEMORY].held)
+        return write(*arguments)
+
+    monkeypatch.setattr(app.handlers, writer, writing)
+    async with client.session.post(f"/v1/embeddings{route}", json={"input": ["x" * 100] * 50}) as reply:
+        assert reply.status == 200
+    assert held[0] > 5000 and client.app[MEMORY].held == 0
 
 
 async def test_the_memory_of_a_body_is_taken_as_it_arrives(serve: Serve) -> None:

@@ -442,6 +442,38 @@ def test_a_jpeg_is_decoded_at_no_less_than_twice_its_reduced_size(reduced: Any, 
     assert (asked, image.size, room) == ([(2000, 1500)], size, [size[0] * size[1]])
 
 
+def in_three_scans(image: Image.Image) -> bytes:
+    """A sequential JPEG with a scan for each component, as libjpeg's tools can write it: put together from three grey ones."""
+    grey = [encoded(channel, "JPEG") for channel in image.convert("YCbCr").split()]
+    frame, scan = (grey[0].index(mark) for mark in (b"\xff\xc0", b"\xff\xda"))
+    tables = grey[0][: frame + 9] + bytes((3, 1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0)) + grey[0][frame + 13 : scan]
+    tables = tables.replace(b"\xff\xc0\x00\x0b", b"\xff\xc0\x00\x11")
+    scans = [
+        b"\xff\xda\x00\x08\x01%c\x00\x00\x3f\x00" % number + data[data.index(b"\xff\xda") + 10 : -2]
+        for number, data in enumerate(grey, start=1)
+    ]
+    return tables + b"".join(scans) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+@pytest.mark.parametrize("kind", ["RGB", "L", "CMYK", "progressive", "three scans", "one scan of three", "EXIF"])
+def test_room_is_taken_for_what_a_jpeg_in_several_scans_keeps(kind: str, subsampling: int) -> None:
+    """A progressive one of 49 megapixels took 293 MiB, and room for 3 megapixels."""
+    image, room = picture(1, (640, 480)), []
+    mode = kind if kind in ("L", "CMYK") else "RGB"
+    data = encoded(image.convert(mode), "JPEG", subsampling=subsampling, progressive=kind == "progressive")
+    if "three" in kind:
+        data = in_three_scans(image)
+        assert np.abs(np.asarray(decode(data), int) - np.asarray(image, int)).mean() < 8
+    if kind == "one scan of three":
+        data = data[: data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)] + b"\xff\xd9"
+    if kind == "EXIF":
+        data = data[:2] + b"\xff\xe1\x00\x12Exif\x00\x00\xff\xda\x00\x08\x01\x01\x00\x00" + data[2:]
+    reduced = decode_image(data, MAX_BYTES, MAX_PIXELS, room.append, lambda size: (64, 48))
+    assert reduced.size == (160, 120)
+    assert room == [160 * 120 if kind in ("RGB", "L", "CMYK", "EXIF") else 640 * 480]
+
+
 def test_its_reduced_pixels_are_the_same_to_within_one_level() -> None:
     data, reduced = photograph(2000, 1500), (320, 240)
     whole = decode(data).resize(reduced, Image.Resampling.BICUBIC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from typing import Any
 
@@ -181,6 +182,21 @@ def test_an_image_over_the_limits_is_resized_once(oracle: Oracle) -> None:
     resized = Image.fromarray(pixels)
     stock = oracle.processor.image_processor(images=[resized], do_resize=False, return_tensors="pt")["pixel_values"].numpy()
     np.testing.assert_allclose(normalized(extract_patches(image, grid, SPEC).patches, SPEC), stock, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(521, 519), (519, 1031), (2049, 1537), (271, 1000)])
+def test_a_reduced_jpeg_is_read_as_the_whole_would_be(size: tuple[int, int]) -> None:
+    """Where sides are no multiples of the reduction the image was stretched, by up to nine levels in the pixels."""
+    waves = [np.cos(np.arange(side) * 12 / side)[:: 1 if axis else -1] for axis, side in enumerate(reversed(size))]
+    image = Image.fromarray((np.add.outer(*waves) * 60 + 128).astype(np.uint8)).convert("RGB")
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=98)
+    grid = plan_image(size, ImageLimits(64, 64), SPEC)
+    whole, reduced = Image.open(file), Image.open(file)
+    reduced.draft(None, (2 * grid.size[0], 2 * grid.size[1]))
+    assert reduced.size < whole.size
+    as_whole, as_reduced = (extract_patches(image, grid, SPEC).patches.astype(int) for image in (whole, reduced))
+    assert np.abs(as_whole - as_reduced).max() <= 2
 
 
 def test_the_image_is_left_as_it_was() -> None:

@@ -92,8 +92,14 @@ def fit_within(size: tuple[int, int], limits: ImageLimits) -> tuple[int, int]:
 
 def extract_patches(image: Image.Image, grid: ImageGrid, spec: VisionSpec) -> PreparedImage:
     """Resize an RGB image and cut it into patches, in the order of the stock Qwen2VLImageProcessor: merged blocks row by row,
-    within a block its patches row by row, within a patch channel, row, column."""
-    resized = image if image.size == grid.size else image.resize(grid.size, Image.Resampling.BICUBIC)
+    within a block its patches row by row, within a patch channel, row, column.
+
+    The image may be the original at a half, a quarter or an eighth of its sides, rounded up: its last column and row may stand
+    for less than a pixel, and what they lack is no part of the original.
+    """
+    scale = round(max(grid.original_size) / max(image.size))
+    box = (0, 0, grid.original_size[0] / scale, grid.original_size[1] / scale)
+    resized = image if image.size == grid.size else image.resize(grid.size, Image.Resampling.BICUBIC, box)
     rows, columns = (side // spec.merge_size for side in grid.grid)
     pixels = np.asarray(resized).reshape(rows, spec.merge_size, spec.patch_size, columns, spec.merge_size, spec.patch_size, 3)
     patches = pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(grid.grid[0] * grid.grid[1], -1)
