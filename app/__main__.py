@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -83,6 +84,8 @@ def configure_logging(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
+    # Until serve() listens to signals there is nothing to drain.
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(ExitCode.DRAINED))
     code = main()
     logging.shutdown()
     sys.stdout.flush()
