@@ -2,9 +2,10 @@
 
 What is no HTTP, or expects what nobody knows, is answered before any middleware: here in the JSON form too, and without a
 traceback in the log. A body whose framing breaks off is at an end for whoever reads it. What comes after the last reply of a
-connection is thrown away as it is: to parse a million chunks takes half a second. And neither end may keep the other waiting for
-good: a request's head must be there in time, from the connection's start on, or from its first byte where the connection has
-served before; and a reply, which counts as memory until then, must be taken in time, or a large one at some speed.
+connection is thrown away as it is, but for the rest of a body of known length: to parse a million chunks takes half a second.
+And neither end may keep the other waiting for good: a request's head must be there in time, from the connection's start on, or
+from its first byte where the connection has served before; and a reply, which counts as memory until then, must be taken in
+time, or a large one at some speed.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ class JsonRequestHandler(RequestHandler):
                 finished = await super().finish_response(request, resp, start_time)
         finally:
             self._stop_reply_timer()
-        self._discards = not resp.keep_alive
+        # A body of a known length costs nothing to parse, and its end is the connection's.
+        self._discards = not resp.keep_alive and request.content_length is None
         return finished
 
     def _end_broken_body(self) -> None:

@@ -266,6 +266,16 @@ async def test_a_client_that_leaves_leaves_nothing(serve: Serve, caplog: pytest.
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+async def test_a_refused_body_that_has_come_to_its_end_ends_the_connection(client: Client) -> None:
+    async with connect(client.port) as raw:
+        await raw.send(b"POST /v1/embeddings HTTP/1.1\r\nHost: test\r\nContent-Length: 300000\r\n\r\n" + b"x" * 100)
+        assert (await raw.reply()).status == 401
+        replied = time.monotonic()
+        await raw.send(b"x" * 299_900)
+        assert await raw.rest() == b""
+    assert time.monotonic() - replied < app.server.LINGERING_S / 2
+
+
 # Clients that do not read
 
 
