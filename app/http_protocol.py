@@ -2,9 +2,10 @@
 
 What is no HTTP, or expects what nobody knows, is answered before any middleware: here in the JSON form too, and without a
 traceback in the log. A body whose framing breaks off is at an end for whoever reads it. What comes after the last reply of a
-connection is thrown away as it is: to parse a million chunks takes half a second. And neither end may keep the other waiting for
-good: a request's head must be there in time, from the connection's start on, or from its first byte where the connection has
-served before; and a reply, which counts as memory until then, must be taken in time.
+connection is thrown away as it is, but for the rest of a body of known length: to parse a million chunks takes half a second.
+And neither end may keep the other waiting for good: a request's head must be there in time, from the connection's start on, or
+from its first byte where the connection has served before; and a reply, which counts as memory until then, must be taken in
+time, or a large one at some speed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 SERVER = "qwen3-vl-embedding-server"
 # Bytes that are read and parsed at a time: some 7 ms where a body comes in chunks of one byte. asyncio's own are four times that.
 READ_BYTES = 1 << 16
+# What a client takes of a reply in a second, at least, where it takes longer than the time for one: 2 megabits. A reply of 60 MB
+# takes a slow line some minutes; a client that is gone, or plays dead, takes nothing.
+REPLY_BYTES_PER_S = 1 << 18
 
 
 def json_error(error: BaseException) -> web.Response:
@@ -41,7 +45,7 @@ class JsonRequestHandler(RequestHandler):
     """One connection. `header_timeout_s` and `reply_timeout_s` are in seconds; `on_refused` is told of what no middleware sees:
     "malformed", "header_timeout" or "reply_timeout"."""
 
-    __slots__ = ("_discards", "_head_timer", "_header_timeout_s", "_memory", "_on_refused", "_reply_timeout_s")
+    __slots__ = ("_discards", "_head_timer", "_header_timeout_s", "_memory", "_on_refused", "_reply_timeout_s", "_reply_timer")
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class JsonRequestHandler(RequestHandler):
         self._memory = memory
         self._on_refused = on_refused
         self._head_timer: asyncio.TimerHandle | None = None
+        self._reply_timer: asyncio.TimerHandle | None = None
         self._discards = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -78,6 +83,7 @@ class JsonRequestHandler(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
+        self._stop_reply_timer()
         super().connection_lost(exc)
 
     def handle_error(
@@ -103,17 +109,16 @@ class JsonRequestHandler(RequestHandler):
             resp = json_error(resp)
         resp.headers[hdrs.SERVER] = SERVER
         body = resp.body if isinstance(resp, web.Response) else None
+        size = len(body) if isinstance(body, bytes) else 0
+        self._start_reply_timer(size)
         try:
             # Twice: what its client has not taken yet the transport has copied.
-            with self._memory.occupied(2 * len(body) if isinstance(body, bytes) else 0):
-                async with asyncio.timeout(self._reply_timeout_s):
-                    finished = await super().finish_response(request, resp, start_time)
-        except TimeoutError:
-            self._on_refused("reply_timeout")
-            if self.transport is not None:
-                self.transport.abort()
-            return resp, True
-        self._discards = not resp.keep_alive
+            with self._memory.occupied(2 * size):
+                finished = await super().finish_response(request, resp, start_time)
+        finally:
+            self._stop_reply_timer()
+        # A body of a known length costs nothing to parse, and its end is the connection's.
+        self._discards = not resp.keep_alive and request.content_length is None
         return finished
 
     def _end_broken_body(self) -> None:
@@ -146,3 +151,23 @@ class JsonRequestHandler(RequestHandler):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _start_reply_timer(self, unsent: int) -> None:
+        self._reply_timer = self._loop.call_later(self._reply_timeout_s, self._look_at_reply, unsent)
+
+    def _look_at_reply(self, unsent: int) -> None:
+        """`unsent` bytes of a reply were left when the timer was started: those that are gone since then prolong it, or are too
+        few."""
+        if not isinstance(self.transport, asyncio.Transport):
+            return
+        left = self.transport.get_write_buffer_size()
+        if unsent - left >= self._reply_timeout_s * REPLY_BYTES_PER_S:
+            self._start_reply_timer(left)
+            return
+        self._on_refused("reply_timeout")
+        self.transport.abort()
+
+    def _stop_reply_timer(self) -> None:
+        if self._reply_timer is not None:
+            self._reply_timer.cancel()
+            self._reply_timer = None

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 BACKLOG = 1024
 # A proxy keeps its idle connections for 60 s as a rule: let it be the one that closes them.
 KEEPALIVE_S = 75.0
-# For a client to take its reply, the largest of which have some 50 MB.
+# For a client to take its reply; a large one may take longer, at a speed of its own (app.http_protocol).
 REPLY_S = 60.0
 # For a client to read its refusal while it still sends: what it sends on is thrown away.
 LINGERING_S = 2.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import socket
 import time
 
 import orjson
@@ -264,6 +266,16 @@ async def test_a_client_that_leaves_leaves_nothing(serve: Serve, caplog: pytest.
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+async def test_a_refused_body_that_has_come_to_its_end_ends_the_connection(client: Client) -> None:
+    async with connect(client.port) as raw:
+        await raw.send(b"POST /v1/embeddings HTTP/1.1\r\nHost: test\r\nContent-Length: 300000\r\n\r\n" + b"x" * 100)
+        assert (await raw.reply()).status == 401
+        replied = time.monotonic()
+        await raw.send(b"x" * 299_900)
+        assert await raw.rest() == b""
+    assert time.monotonic() - replied < app.server.LINGERING_S / 2
+
+
 # Clients that do not read
 
 
@@ -285,6 +297,24 @@ async def test_a_reply_that_nobody_takes_counts_as_memory_and_is_given_up(serve:
     assert response.status == 200 and len(orjson.loads(reply)["data"]) == 500 and client.app[MEMORY].held == 0
     # There are two of it: one is the transport's.
     assert held == 2 * len(reply)
+
+
+async def test_a_slow_client_gets_all_of_a_large_reply(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 MB at 6 megabits a second: it got 45 MB, and a status of 200."""
+    monkeypatch.setattr(app.server, "REPLY_S", 0.3)
+    client = await serve(FakeModel(width=4096))
+    inputs = orjson.dumps({"input": [str(number) for number in range(500)]})
+    async with connect(client.port) as raw:
+        raw.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        await raw.send(post(inputs))
+        head = await raw.reader.readuntil(b"\r\n\r\n")
+        left = int(re.search(rb"Content-Length: ([0-9]+)", head)[1])  # type: ignore[index]
+        begun = time.monotonic()
+        while left:
+            left -= len(await raw.reader.readexactly(min(left, 1 << 20)))
+            await asyncio.sleep(0.05)
+    assert time.monotonic() - begun > 0.9
+    assert not rejected(client, "reply_timeout")
 
 
 async def test_replies_do_not_tell_versions(client: Client) -> None:
