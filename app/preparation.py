@@ -75,9 +75,13 @@ def expected_bytes(request: EmbeddingRequest, info: ModelInfo) -> int:
     for item in request.items:
         if isinstance(item, InvalidRequest):
             continue
-        images = sum(isinstance(part, ImageSource) for part in item.parts) if not item.is_text else 0
-        tokens = limit if images else min(limit, item.characters * TOKENS_PER_CHARACTER + TEMPLATE_TOKENS)
-        total += tokens * (ID_BYTES + POSITIONS_BYTES * bool(images)) + images * info.largest_image
+        if item.is_text:
+            total += ID_BYTES * min(limit, item.characters * TOKENS_PER_CHARACTER + TEMPLATE_TOKENS)
+            continue
+        images = sum(isinstance(part, ImageSource) for part in item.parts)
+        # However many: once they have more tokens than the limit, those under way are the last.
+        most = limit * info.image_token_bytes + DOWNLOADS_PER_REQUEST * info.largest_image
+        total += (ID_BYTES + POSITIONS_BYTES) * limit + min(images * info.largest_image, most)
     return total
 
 
@@ -163,12 +167,15 @@ class Preparation:
         return described
 
     async def _with_images(self, then: Callable[[EmbeddingInput], T], item: RequestItem, fusion: Fusion) -> T:
-        """Prepare an item's images, each in a job of its own, and hand the whole to the model.
-
-        Raises InputError, InvalidInput.
-        """
-        jobs = [self._image(part, fusion) for part in item.parts if isinstance(part, ImageSource)]
-        images = iter([await jobs[0]] if len(jobs) == 1 else await run_all(jobs))
+        """Prepare an item's images, each in a job of its own, and hand the whole to the model: in the same job where there is but
+        one. Raises InputError, InvalidInput."""
+        sources = [part for part in item.parts if isinstance(part, ImageSource)]
+        if len(sources) == 1:
+            done = await self._on_file(sources[0], fusion, partial(self._prepare_whole, then, item, sources[0], fusion))
+            assert done is not None
+            self._count(done[0], fusion)
+            return done[1]
+        images = iter(await run_all([self._image(source, fusion) for source in sources]))
         if fusion.is_over:
             raise InputTooLong(
                 f"the images alone have more than {fusion.max_tokens:,} tokens, which is the limit. Only text is ever cut"
@@ -178,17 +185,23 @@ class Preparation:
 
     async def _image(self, source: ImageSource, fusion: Fusion) -> PreparedImage | None:
         """One image, prepared; None where the others are too many already. Raises InputError."""
+        image = await self._on_file(source, fusion, partial(self._prepare_image, source, fusion))
+        if image is not None:
+            self._count(image, fusion)
+        return image
+
+    async def _on_file(self, source: ImageSource, fusion: Fusion, job: Callable[[bytes], T]) -> T | None:
+        """Do a job with an image's file, on a thread; None where the images are too many already. Raises InputError."""
         async with self._downloads if source.url else nullcontext():
             if fusion.is_over:
                 return None
             async with self._file(source) as data, self._jobs:
-                if fusion.is_over:
-                    return None
-                image = await self._on_thread(self._prepare_image, data, source.param, fusion.max_tokens is None)
+                return None if fusion.is_over else await self._on_thread(job, data)
+
+    def _count(self, image: PreparedImage, fusion: Fusion) -> None:
         fusion.tokens += image.grid.num_tokens
         self._memory.add(image.patches.nbytes)
         fusion.num_bytes += image.patches.nbytes
-        return image
 
     @asynccontextmanager
     async def _file(self, source: ImageSource) -> AsyncIterator[bytes]:
@@ -205,8 +218,18 @@ class Preparation:
             self._tools.metrics.image_fetch_seconds.observe(time.monotonic() - started)
             raise InputError(error.with_traceback(None), source.param) from None
 
-    def _prepare_image(self, data: bytes, param: str, only_grid: bool) -> PreparedImage:
-        """On a thread: decode an image and make it small. Raises InputError."""
+    def _prepare_whole(
+        self, then: Callable[[EmbeddingInput], T], item: RequestItem, source: ImageSource, fusion: Fusion, data: bytes
+    ) -> tuple[PreparedImage, T]:
+        """On a thread: an item's one image, and what the model makes of the whole. Raises InputError, InvalidInput."""
+        image = self._prepare_image(source, fusion, data)
+        return image, then(self._input(item, [part if isinstance(part, str) else image for part in item.parts]))
+
+    def _prepare_image(self, source: ImageSource, fusion: Fusion, data: bytes) -> PreparedImage:
+        """On a thread: decode an image and make it small; without a limit of tokens its grid is all that is kept.
+
+        Raises InputError.
+        """
         settings, model = self._tools.settings, self._model
         original_size: tuple[int, int] | None = None
 
@@ -220,8 +243,8 @@ class Preparation:
                 image = decode_image(data, settings.max_image_bytes, settings.max_image_pixels, wait_for_room, reduced_size)
                 prepared = model.prepare_image(image, original_size)
             except (ImageInvalid, InvalidInput) as error:
-                raise InputError(error.with_traceback(None), param) from None
-        return replace(prepared, patches=prepared.patches[:0].copy()) if only_grid else prepared
+                raise InputError(error.with_traceback(None), source.param) from None
+        return replace(prepared, patches=prepared.patches[:0].copy()) if fusion.max_tokens is None else prepared
 
     async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
         async with self._jobs:

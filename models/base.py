@@ -136,7 +136,7 @@ class ModelInfo:
 
     `fingerprint` is a hex digest of all that decides a vector: weights, template, tokenizer, image settings and dtype. `width` is
     the number of components, `max_tokens` the longest sequence it was made for, `cuda_available` whether there is a CUDA device,
-    used or not, `largest_image` the bytes of a prepared image at most.
+    used or not, `largest_image` the bytes of a prepared image at most, `image_token_bytes` those for each of its tokens.
     """
 
     model_type: str
@@ -148,6 +148,7 @@ class ModelInfo:
     supports_images: bool
     cuda_available: bool = False
     largest_image: int = 0
+    image_token_bytes: int = 0
 
 
 class EmbeddingModel(Protocol):

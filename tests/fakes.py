@@ -94,7 +94,15 @@ class FakeModel:
     @property
     def info(self) -> ModelInfo:
         return ModelInfo(
-            "fake", self.width, self.max_tokens, self.device, "float32", "f00d", True, largest_image=self.largest_image
+            "fake",
+            self.width,
+            self.max_tokens,
+            self.device,
+            "float32",
+            "f00d",
+            True,
+            largest_image=self.largest_image,
+            image_token_bytes=-(-self.largest_image // IMAGE_TOKENS),
         )
 
     def vector(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import threading
 import time
@@ -362,3 +363,11 @@ def test_expected_bytes_are_never_less_than_what_is_made(fake: FakeModel) -> Non
         ]
         made = sum(item.num_bytes + sum(image.patches.nbytes for image in item.images) for item in prepared)
         assert made <= expected_bytes(request, fake.info)
+
+
+def test_many_images_in_one_input_are_expected_to_be_no_more_than_it_may_have(fake: FakeModel) -> None:
+    uri = data_uri(picture())
+    info = dataclasses.replace(fake.info, max_tokens=8192, largest_image=786_432, image_token_bytes=3072)
+    one, many = (parse(orjson.dumps({"input": {"image": [uri] * count}}), LIMITS) for count in (1, 1400))
+    assert 786_432 < expected_bytes(one, info) < 1 << 20
+    assert LIMITS.max_input_tokens * 3072 < expected_bytes(many, info) < 2 * LIMITS.max_input_tokens * 3072

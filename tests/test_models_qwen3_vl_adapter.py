@@ -298,7 +298,8 @@ def test_images_prepared_before_are_as_those_prepared_with_the_rest(model: Embed
     whole, pieces = model.prepare(EmbeddingInput(parts)), model.prepare(EmbeddingInput(before))
     assert same(whole, pieces) and whole.identity == pieces.identity
     assert model.describe(EmbeddingInput(parts)) == model.describe(EmbeddingInput(before))
-    assert [image.patches.nbytes <= model.info.largest_image for image in whole.images] == [True] * 3
+    assert all(image.patches.nbytes <= model.info.largest_image for image in whole.images)
+    assert all(image.patches.nbytes == image.grid.num_tokens * model.info.image_token_bytes for image in whole.images)
     with pytest.raises(InvalidInput, match="200 times"):
         model.prepare_image(Image.new("RGB", (201, 1)))
 

@@ -74,6 +74,7 @@ class Qwen3VLEmbedding:
             supports_images=True,
             cuda_available=torch.cuda.is_available(),
             largest_image=largest_image(limits, self._spec),
+            image_token_bytes=self._spec.factor**2 * 3,
         )
 
     def reduced_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
