@@ -15,7 +15,7 @@ import orjson
 
 from app.dialect_items import TOKEN_IDS_ADVICE, InvalidRequest
 
-# Some 20 ms. 2,048 inputs of 100 parts each have fewer.
+# Some 20 ms. 2,048 inputs of 15 typed parts each have fewer: a part has five to seven.
 MAX_VALUES = 250_000
 # Bytes that are looked at in one go: a fraction of a millisecond.
 _PIECE = 1 << 18

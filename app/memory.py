@@ -68,11 +68,9 @@ class MemoryShare:
         return self._there + self._aside
 
     def expect(self, num_bytes: int) -> None:
-        """Set bytes aside, or a quarter of the budget where that is less: a guess must not refuse what may be smaller.
-
-        Raises Overloaded.
-        """
-        num_bytes = min(num_bytes, self._budget.max_bytes // 4)
+        """Set bytes aside, but no more than a quarter of the budget, nor than the request may have: a guess must not refuse for
+        good what may be smaller. Raises Overloaded."""
+        num_bytes = min(num_bytes, self._budget.max_bytes // 4, self._budget.max_bytes - self.held)
         self._budget.take(self, num_bytes)
         self._aside += num_bytes
 

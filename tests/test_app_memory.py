@@ -109,3 +109,11 @@ def test_a_decoder_that_fails_gives_its_pixels_back() -> None:
             _ = 1 / 0
     with pixels.share():
         pass
+
+
+def test_a_guess_never_says_that_a_request_is_too_large() -> None:
+    memory = budget()
+    with memory.share() as share:
+        share.add(900)
+        share.expect(10**12)
+        assert share.held == 1000

@@ -128,6 +128,7 @@ class PromptTokenizer:
         self._longest_token = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
         self._segments = lru_cache(maxsize=256)(self._render_segments)
         self._encode_fixed = lru_cache(maxsize=1024)(self._encode_one)
+        self._encode_long = lru_cache(maxsize=2)(self._encode_one)
         self._prefix = lru_cache(maxsize=1024)(self._prefix_ids)
         self._segments((False, True))
 
@@ -225,9 +226,10 @@ class PromptTokenizer:
         whole = Prompt(tuple(before), instruction, (), ())
         return self.encode(whole)[: -len(self._tail) or None]
 
-    def _known(self, text: str) -> Sequence[int] | str:
-        # Template and instruction repeat from request to request; a long instruction is not worth its memory.
-        return self._encode_fixed(text) if len(text) <= _REPEATED_CHARACTERS else text
+    def _known(self, text: str) -> Sequence[int]:
+        # Template and instruction repeat from request to request; a long instruction is not worth its memory, but for that of
+        # the request at hand, which may have it in each of thousands of inputs.
+        return self._encode_fixed(text) if len(text) <= _REPEATED_CHARACTERS else self._encode_long(text)
 
     def _encode_one(self, text: str) -> Sequence[int]:
         return self._encode_each([text])[0]
