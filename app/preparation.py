@@ -170,6 +170,8 @@ class Preparation:
         """Prepare an item's images, each in a job of its own, and hand the whole to the model: in the same job where there is but
         one. Raises InputError, InvalidInput."""
         sources = [part for part in item.parts if isinstance(part, ImageSource)]
+        if sources and not self._model.info.supports_images:
+            raise InputError(InvalidInput("this model embeds text only: send no image"), sources[0].param)
         if len(sources) == 1:
             done = await self._on_file(sources[0], fusion, partial(self._prepare_whole, then, item, sources[0], fusion))
             assert done is not None

@@ -70,6 +70,7 @@ class FakeModel:
     max_tokens: int = 1_000_000
     device: str = "cpu"
     largest_image: int = 32
+    supports_images: bool = True
     # Faults.
     seconds_per_batch: float = 0.0
     load_seconds: float = 0.0
@@ -100,7 +101,7 @@ class FakeModel:
             self.device,
             "float32",
             "f00d",
-            True,
+            self.supports_images,
             largest_image=self.largest_image,
             image_token_bytes=-(-self.largest_image // IMAGE_TOKENS),
         )

@@ -28,7 +28,7 @@ from models.base import EmbeddingInput, PreparedImage, PreparedInput
 from scheduler.errors import DeadlineExceeded
 from tests.conftest import Client, Serve
 from tests.fakes import FakeModel
-from tests.hosts import connect, data_uri, picture, post
+from tests.hosts import connect, data_uri, image_host, picture, png, post
 
 LIMITS = RequestLimits(frozenset({"model"}), max_inputs=500, max_input_tokens=5000, dimension=16, max_image_bytes=1000)
 
@@ -371,3 +371,17 @@ def test_many_images_in_one_input_are_expected_to_be_no_more_than_it_may_have(fa
     one, many = (parse(orjson.dumps({"input": {"image": [uri] * count}}), LIMITS) for count in (1, 1400))
     assert 786_432 < expected_bytes(one, info) < 1 << 20
     assert LIMITS.max_input_tokens * 3072 < expected_bytes(many, info) < 2 * LIMITS.max_input_tokens * 3072
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/embeddings/preview"])
+async def test_a_model_of_text_alone_refuses_images_before_they_are_fetched(serve: Serve, path: str) -> None:
+    async with image_host(a=png(picture())) as host:
+        client = await serve(Counting(supports_images=False), image_url_allowed_hosts=frozenset({host.host}))
+        body = {"input": ["a", {"text": "b", "image": host.url("/a.png")}, {"image": data_uri(picture())}], "partial": True}
+        async with client.session.post(path, json=body) as reply:
+            status, rows = reply.status, (await reply.json())["data"]
+        assert status == 200 and host.asked == []
+        refusals = [row.get("error") or row.get("refusal") for row in rows]
+        assert refusals[0] is None
+        assert [refusal["message"] for refusal in refusals[1:]] == ["this model embeds text only: send no image"] * 2
+        assert [refusal["param"] for refusal in refusals[1:]] == ["input[1].image", "input[2].image"]
