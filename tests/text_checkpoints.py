@@ -27,11 +27,12 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-WORDS = (
+_SOME = (
     "the river runs through old town and then out to sea boats come back with fish in morning lights on water are like stars "
     "a dog plays beach report is due friday kettle descale vinegar boil cat sleeps window rain falls over mountains while "
     "people talk about music 海 边 的 小 狗 Straße naïve 12 345 ! ? , . ( ) / < > [ ] | _"
-).split()
+)
+WORDS = _SOME.split()
 CORPUS = [" ".join(np.random.default_rng(seed).choice(WORDS, 24)) for seed in range(200)]
 SIZES: dict[str, Any] = {
     "hidden_size": 48,

@@ -98,30 +98,28 @@ class TextTokenizer:
         usual = [index for index, text in enumerate(texts) if len(text) <= _USUAL_CHARACTERS * limits[index]]
         encoded = dict(zip(usual, self._encode([texts[index] for index in usual]), strict=True))
         return [
-            self._fit(prompt, limit, cut, encoded[index] if index in encoded else self._beginning(texts[index], limit))
+            self._fit(prompt, limit, cut, *((encoded[index], True) if index in encoded else self._beginning(texts[index], limit)))
             for index, (prompt, limit, cut) in enumerate(zip(prompts, limits, truncate, strict=True))
         ]
 
-    def _beginning(self, text: str, limit: int) -> list[int]:
-        """The ids of a text, or those of its beginning where they are far over the limit already."""
+    def _beginning(self, text: str, limit: int) -> tuple[list[int], bool]:
+        """The ids of a text, or those of its beginning where they are far over the limit already; whether they are all."""
         size = _USUAL_CHARACTERS * max(limit, 1)
         while True:
             ids = self._encode([text[:size]])[0]
             # What is cut in two is the last word: no token within the limit.
             if size >= len(text) or len(ids) > 2 * limit:
-                return ids
+                return ids, size >= len(text)
             size *= 4
 
-    def _fit(self, prompt: Prompt, limit: int, truncate: bool, content: list[int]) -> Fitted | InputTooLong:
+    def _fit(self, prompt: Prompt, limit: int, truncate: bool, content: list[int], whole: bool) -> Fitted | InputTooLong:
         around = len(self._head) + len(self._tail)
         if around + len(content) <= limit:
             return Fitted([*self._head, *content, *self._tail], truncated=False)
         before = self.tokens_before(prompt.before) - len(self._head)
         if not truncate:
-            far = len(content) > 2 * limit
-            counted = "far more" if far else f"{around + len(content):,} tokens, special ones included"
-            than = f" than the limit of {limit:,} tokens" if far else f"; the limit is {limit:,}"
-            return InputTooLong(f"the input has {counted}{than}. {_HINT}")
+            exact = f"{around + len(content):,} tokens, special ones included; the limit is {limit:,}"
+            return InputTooLong(f"the input has {exact if whole else f'far more than the limit of {limit:,} tokens'}. {_HINT}")
         if around + before > limit:
             alone = f"instruction and special tokens alone have {around + before:,} tokens"
             return InputTooLong(f"{alone}; the limit is {limit:,}. Only text is ever cut")
@@ -129,8 +127,7 @@ class TextTokenizer:
 
     def count(self, prompt: Prompt, enough: int) -> int | None:
         """How many tokens a prompt has; None where they are so many more than `enough` that they are not worth counting."""
-        content = self._beginning(prompt.render(), enough)
-        whole = len(content) <= 2 * enough
+        content, whole = self._beginning(prompt.render(), enough)
         return len(self._head) + len(content) + len(self._tail) if whole else None
 
     def cut_text(self, prompt: Prompt, fitted: Fitted) -> str:
