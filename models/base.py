@@ -68,7 +68,8 @@ class PreparedInput:
 
     `token_ids` is int64 of shape (num_tokens,); image placeholders in it are as many as the images' tokens. `positions` is
     int64 of shape (3, num_tokens): time, height and width; None where all three are 0 .. num_tokens - 1. The first
-    `prefix_tokens` tokens are those that every input with the same instruction begins with.
+    `prefix_tokens` tokens are those that every input with the same instruction begins with; the first `unpooled_tokens` are read
+    and not pooled.
 
     `identity` is a digest of all that decides the vector: inputs with equal ones have the same. It is taken where the input is
     made: a short text takes some microseconds, an image's patches longer, on a thread and without the interpreter's lock.
@@ -79,10 +80,11 @@ class PreparedInput:
     positions: npt.NDArray[np.int64] | None = None
     truncated: bool = False
     prefix_tokens: int = 0
+    unpooled_tokens: int = 0
     identity: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "identity", _identity(self.token_ids, self.positions, self.images))
+        object.__setattr__(self, "identity", _identity(self.token_ids, self.positions, self.images, self.unpooled_tokens))
 
     @property
     def num_tokens(self) -> int:
@@ -104,13 +106,16 @@ class PreparedInput:
 
 
 def _identity(
-    token_ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64] | None, images: Sequence[PreparedImage]
+    token_ids: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64] | None,
+    images: Sequence[PreparedImage],
+    unpooled_tokens: int,
 ) -> bytes:
     """SHA-256: nobody can make two inputs with one digest, and it takes half of BLAKE2b's time where the CPU has instructions
     for it. Every array stands behind its size and rows, every grid in the head, so that no two inputs write the same bytes."""
     arrays: list[npt.NDArray[Any]] = [token_ids] if positions is None else [token_ids, positions]
     grids = b";".join(b"%d,%d" % image.grid.grid for image in images)
-    digest = hashlib.sha256(b"%d:%b:" % (len(arrays), grids))
+    digest = hashlib.sha256(b"%d:%d:%b:" % (unpooled_tokens, len(arrays), grids))
     for array in (*arrays, *(image.patches for image in images)):
         digest.update(b"%d,%d:" % (array.nbytes, len(array)))
         digest.update(np.ascontiguousarray(array).data)

@@ -13,6 +13,8 @@ from models.base import ModelLoadError
 
 # Files whose inside is looked at: the weights and what is read with them.
 _CHECKED = (".safetensors", ".json", ".jinja", ".model", "merges.txt", "vocab.txt")
+# What the modules of sentence-transformers have of their own, in folders of their own.
+_MODULES_NEED = {"Pooling": ("config",), "Dense": ("config", "weights"), "LayerNorm": ("config", "weights")}
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # safetensors itself refuses a header over 100 MB.
 _MAX_HEADER_BYTES = 100_000_000
@@ -60,6 +62,33 @@ def faults(path: Path, allow_pickle: bool) -> Iterator[str]:
     for name in sorted(shards.keys() | set(weights) | {name for name in names if name.endswith(_CHECKED)}):
         if fault := _file_fault(path / name):
             yield f"{name} {fault}" + (f" ({shards[name]} names it)" if name in shards else "")
+    for folder, needed in _modules(path):
+        yield from _module_faults(path / folder, folder, needed, allow_pickle)
+
+
+def _modules(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The folders of modules.json, as sentence-transformers writes it, and what each needs: "config", "weights" or nothing.
+
+    A modules.json of another form is left to the adapter, which says more of it.
+    """
+    try:
+        for row in json.loads((path / "modules.json").read_bytes()):
+            if str(row["path"]) not in ("", "."):
+                yield str(row["path"]), _MODULES_NEED.get(str(row["type"]).rpartition(".")[2], ())
+    except (OSError, *_MALFORMED):
+        return
+
+
+def _module_faults(path: Path, name: str, needed: tuple[str, ...], allow_pickle: bool) -> Iterator[str]:
+    names = {entry.name for entry in path.iterdir() if not entry.is_dir()} if path.is_dir() else set()
+    if "config" in needed and "config.json" not in names:
+        yield f"{name}/config.json is missing (modules.json names it)"
+    weights = list(_weights(names, allow_pickle))
+    if "weights" in needed and not weights:
+        yield f"{name}: {_why_no_weights(names)}"
+    for file in sorted({*weights, *(file for file in names if file.endswith(_CHECKED))}):
+        if fault := _file_fault(path / file):
+            yield f"{name}/{file} {fault}"
 
 
 def _weights(names: set[str], allow_pickle: bool) -> Iterator[str]:

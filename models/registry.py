@@ -10,7 +10,17 @@ from pathlib import Path
 from models.base import EmbeddingModel, ImageLimits, ModelLoadError
 
 # Imported only when chosen: an adapter brings its own libraries.
-ADAPTERS = {"qwen3_vl": "models.qwen3_vl.adapter:Qwen3VLEmbedding"}
+_TEXT = "models.text_encoder.adapter:TextEmbedding"
+ADAPTERS = {
+    "bert": _TEXT,
+    "distilbert": _TEXT,
+    "modernbert": _TEXT,
+    "mpnet": _TEXT,
+    "qwen3": _TEXT,
+    "qwen3_vl": "models.qwen3_vl.adapter:Qwen3VLEmbedding",
+    "roberta": _TEXT,
+    "xlm-roberta": _TEXT,
+}
 
 
 def load_model(
@@ -53,11 +63,17 @@ def load_model(
 
 def _adapter(path: Path) -> Callable[..., EmbeddingModel]:
     try:
-        model_type = json.loads((path / "config.json").read_bytes())["model_type"]
+        config = json.loads((path / "config.json").read_bytes())
+        model_type = config["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelLoadError(f"{path}: no readable config.json with a model_type ({type(error).__name__})") from None
     if model_type not in ADAPTERS:
         known = ", ".join(sorted(ADAPTERS))
+        if config.get("auto_map"):
+            raise ModelLoadError(
+                f"{path}: model_type {model_type!r} is code that lies in the checkpoint (auto_map), which is never run; known "
+                f"are: {known}"
+            )
         raise ModelLoadError(f"{path}: model_type {model_type!r} is not known; known are: {known}")
     module, _, name = ADAPTERS[model_type].partition(":")
     found: Callable[..., EmbeddingModel] = getattr(import_module(module), name)

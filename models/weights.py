@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # What a model reads, and never code. A layer of a sentence-transformers model lies in a folder such as 1_Pooling.
-_NEEDED = re.compile(r"(\d+_\w+/)?[^/]+\.(json|jinja|txt|model|safetensors)")
+_LAYER = r"\d+_\w+/"
+_NEEDED = re.compile(rf"({_LAYER})?[^/]+\.(json|jinja|txt|model|safetensors)")
 _HUB_TIMEOUT_S = 30.0
 _KEPT = "what has come is kept, and the next start goes on"
 
@@ -198,9 +199,10 @@ def _needed_files(info: ModelInfo, allow_pickle: bool) -> tuple[str, list[_Remot
     """The commit that the repository stands at, and the files of it that a model needs."""
     siblings = info.siblings or []
     if any("/" not in sibling.rfilename and sibling.rfilename.endswith(".safetensors") for sibling in siblings):
-        needed = _NEEDED
+        # A layer's own weights may be pickled still.
+        needed = re.compile(rf"{_NEEDED.pattern}|{_LAYER}pytorch_model\.bin") if allow_pickle else _NEEDED
     elif allow_pickle:
-        needed = re.compile(rf"{_NEEDED.pattern}|pytorch_model[^/]*\.bin")
+        needed = re.compile(rf"{_NEEDED.pattern}|({_LAYER})?pytorch_model[^/]*\.bin")
     else:
         raise _HubError(f"The repository {info.id} has no weights in safetensors; ALLOW_PICKLE=true allows others.")
     if info.sha is None:

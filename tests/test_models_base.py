@@ -33,6 +33,8 @@ CHANGED = {
     "one token less": PreparedInput(IDS[:-1]),
     "positions": PreparedInput(IDS, positions=POSITIONS),
     "other positions": PreparedInput(IDS, positions=POSITIONS + 1),
+    "a token that is not pooled": PreparedInput(IDS, unpooled_tokens=1),
+    "and one more": PreparedInput(IDS, unpooled_tokens=2),
     "an image": PreparedInput(IDS, (image(),)),
     "its grid": PreparedInput(IDS, (image(2, 4),)),
     "its pixels": PreparedInput(IDS, (image(seed=1),)),
@@ -58,7 +60,10 @@ def test_whatever_decides_the_vector_changes_the_identity() -> None:
 def test_what_does_not_decide_it_changes_nothing(item: PreparedInput) -> None:
     assert replace(item, truncated=True, prefix_tokens=5).identity == item.identity
     images = tuple(replace(one, grid=replace(one.grid, original_size=(9, 9), official_size=(8, 8))) for one in item.images)
-    assert PreparedInput(item.token_ids.copy(), images, item.positions).identity == item.identity
+    assert (
+        PreparedInput(item.token_ids.copy(), images, item.positions, unpooled_tokens=item.unpooled_tokens).identity
+        == item.identity
+    )
 
 
 def test_any_memory_layout_has_the_identity_of_its_contents() -> None:

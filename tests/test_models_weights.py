@@ -434,6 +434,23 @@ def test_pickles_are_fetched_only_where_allowed_and_needed(path: Path, hub: Fake
     assert set(content(path)) == NEEDED - {"model.safetensors"} | {"pytorch_model.bin"}
 
 
+@pytest.mark.parametrize("allowed", [True, False], ids=["allowed", "not allowed"])
+def test_a_pickled_layer_comes_only_where_allowed(path: Path, hub: FakeHub, allowed: bool) -> None:
+    """The transformer's own weights are safetensors; a dense layer's are not."""
+    layer = {"idx": 2, "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    hub.files |= {
+        "modules.json": json.dumps([layer]).encode(),
+        "2_Dense/config.json": b"{}",
+        "2_Dense/pytorch_model.bin": b"\x80",
+    }
+    if allowed:
+        download(path, hub, allow_pickle=True)
+        assert set(content(path)) == NEEDED | {"2_Dense/config.json", "2_Dense/pytorch_model.bin"}
+    else:
+        with pytest.raises(ModelLoadError, match="2_Dense: the weights"):
+            download(path, hub)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_another_size_than_promised(name: str, path: Path, hub: FakeHub) -> None:
     hub.served[name] = hub.files[name] + b" "

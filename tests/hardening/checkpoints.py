@@ -90,7 +90,7 @@ BROKEN = (
     Broken("weights cut off", lambda path: cut(path / WEIGHTS), WEIGHTS, quick=True),
     Broken("a weight missing", leave_out_a_tensor, "weights are missing", quick=True),
     Broken("pickled weights", lambda path: (path / WEIGHTS).rename(path / "pytorch_model.bin"), "ALLOW_PICKLE", quick=True),
-    Broken("another family", lambda path: set_in_config(path, "", "model_type", "bert"), "'bert'", quick=True),
+    Broken("another family", lambda path: set_in_config(path, "", "model_type", "t5"), "'t5'", quick=True),
     Broken("other shapes", lambda path: set_in_config(path, "text_config", "intermediate_size", 96), "of another shape"),
     Broken("no tokenizer", lambda path: (path / "tokenizer.json").unlink(), "tokenizer"),
     Broken("an LFS pointer", lambda path: (path / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n"), "git-LFS"),

@@ -1,0 +1,208 @@
+"""Models that embed text alone: folders in the layout of sentence-transformers, and Qwen3-Embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoTokenizer
+
+from models import devices, rates
+from models.base import (
+    Description,
+    EmbeddingInput,
+    ImageLimits,
+    InputTooLong,
+    InvalidInput,
+    ModelInfo,
+    ModelLoadError,
+    PreparedImage,
+    PreparedInput,
+)
+from models.fingerprint import fingerprint
+from models.qwen3_vl.staging import Staging
+from models.qwen3_vl.varlen import Heads as AttentionHeads
+from models.qwen3_vl.varlen import choose_kernel
+from models.text_encoder.decoder import DecoderForward, is_plain
+from models.text_encoder.folder import Folder, read_json
+from models.text_encoder.forward import EncoderForward, TokenStates
+from models.text_encoder.heads import Heads
+from models.text_encoder.modernbert import ModernBertEncoder
+from models.text_encoder.padded import ROW_SEQUENCES, PaddedStates
+from models.text_encoder.pooling import Pooling
+from models.text_encoder.post_norm import NAMES, PostNormEncoder, position_offset
+from models.text_encoder.prompt import Fitted, InstructionForm, Prompt, TextTokenizer, instruct, verbatim
+from models.text_encoder.weights import load_transformer
+
+_NO_IMAGES = "this model embeds text only: send no image"
+
+
+class TextEmbedding:
+    """An EmbeddingModel: tokens' hidden states pooled as the checkpoint's folder says, normalised."""
+
+    def __init__(
+        self, path: Path, *, device: str, dtype: str, backend: str, compile: str, limits: ImageLimits, allow_pickle: bool
+    ) -> None:
+        """Load a checkpoint. `device` is a torch device, `dtype` "auto" or a torch dtype's name, `backend` "packed", or
+        "reference" for transformers' own forward. `compile` and `limits` have no effect: nothing is compiled, no image read.
+
+        Raises ModelLoadError.
+        """
+        self._device = torch.device(device)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device.index or 0)
+        refuse_own_code(path)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        stock = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        self._folder = Folder.read(path, config.model_type)
+        self._instruction_form = _instruction_form(self._folder, config.model_type)
+        self._tokenizer = TextTokenizer(stock, self._folder.lower_case)
+        chosen = devices.choose_dtype(dtype, devices.checkpoint_dtype(config), self._device)
+        model = load_transformer(path, chosen, allow_pickle).to(self._device).eval()
+        heads = Heads(self._folder, config.hidden_size * len(self._folder.modes), self._device, allow_pickle)
+        self._max_tokens = _max_tokens(self._folder, stock, model)
+        digest = fingerprint(
+            path, {**model.state_dict(), **heads.state}, settings={"dtype": str(chosen), "folder": self._folder.summary()}
+        )
+        self._forward = _choose_forward(model, self._folder, heads, Staging(self._device), backend)
+        self.info = ModelInfo(
+            model_type=config.model_type,
+            width=heads.width,
+            max_tokens=self._max_tokens,
+            device=str(self._device),
+            dtype=str(chosen).removeprefix("torch."),
+            fingerprint=digest,
+            supports_images=False,
+            cuda_available=torch.cuda.is_available(),
+        )
+
+    def reduced_size(self, size: tuple[int, int]) -> None:
+        """No image is read."""
+
+    def prepare_image(self, image: Image.Image, original_size: tuple[int, int] | None = None) -> PreparedImage:
+        """Raises InvalidInput."""
+        raise InvalidInput(_NO_IMAGES)
+
+    def prepare(self, item: EmbeddingInput) -> PreparedInput:
+        """Tokenise. Raises InvalidInput."""
+        (found,) = self.prepare_all([item])
+        if isinstance(found, InvalidInput):
+            raise found
+        return found
+
+    def prepare_all(self, items: Sequence[EmbeddingInput]) -> list[PreparedInput | InvalidInput]:
+        """Each as `prepare` has it, or its error; their texts are tokenised in one go."""
+        results: dict[int, PreparedInput | InvalidInput] = {}
+        prompts: dict[int, Prompt] = {}
+        for index, item in enumerate(items):
+            try:
+                prompts[index] = self._prompt(item)
+            except InvalidInput as error:
+                results[index] = error.with_traceback(None)
+        fitted = self._tokenizer.fit_all(
+            list(prompts.values()),
+            [self._limit(items[index]) for index in prompts],
+            [items[index].truncate for index in prompts],
+        )
+        for (index, prompt), found in zip(prompts.items(), fitted, strict=True):
+            results[index] = self._prepared(prompt, found) if isinstance(found, Fitted) else found
+        return [results[index] for index in range(len(items))]
+
+    def _prepared(self, prompt: Prompt, fitted: Fitted) -> PreparedInput | InvalidInput:
+        count = len(fitted.ids)
+        if not count:
+            return InvalidInput("the text has no tokens: there is nothing to embed")
+        shared = isinstance(self._forward, DecoderForward)
+        unpooled = bool(prompt.before) and not self._folder.include_prompt
+        # At least one token is pooled, and one stands after a prefix.
+        return PreparedInput(
+            token_ids=np.array(fitted.ids, dtype=np.int64),
+            truncated=fitted.truncated,
+            prefix_tokens=min(self._tokenizer.shared_tokens(prompt.before, fitted.ids), count - 1) if shared else 0,
+            unpooled_tokens=min(self._tokenizer.tokens_before(prompt.before), count - 1) if unpooled else 0,
+        )
+
+    def describe(self, item: EmbeddingInput) -> Description:
+        """What `prepare` would make of an input. Raises InvalidInput for an image."""
+        prompt = self._prompt(item)
+        (fitted,) = self._tokenizer.fit_all([prompt], [self._limit(item)], [item.truncate])
+        if isinstance(fitted, InputTooLong):
+            count = self._tokenizer.count(prompt, self._max_tokens)
+            return Description(prompt.render(), count, 0, (), truncated=False, refusal=str(fitted))
+        shown = self._tokenizer.cut_text(prompt, fitted) if fitted.truncated else prompt.render()
+        return Description(shown, len(fitted.ids), 0, (), truncated=fitted.truncated, refusal=None)
+
+    def embed(self, batch: Sequence[PreparedInput]) -> npt.NDArray[np.float32]:
+        """Unit vectors, float32 of shape (len(batch), width). Raises OutOfDeviceMemory, DeviceLost."""
+        try:
+            return self._forward(batch)
+        except Exception as error:
+            failure = devices.translate(error)
+        raise failure
+
+    def warm_up(self) -> float:
+        """Run texts of growing number; tokens per second of the largest batch."""
+        short, text = (self.prepare(EmbeddingInput(("warm-up " * n,), truncate=True)) for n in (1, 24))
+        self.embed([short, text])
+        return rates.measure(self.embed, text)
+
+    def memory_bytes(self) -> int:
+        return torch.cuda.memory_reserved(self._device) if self._device.type == "cuda" else 0
+
+    def _limit(self, item: EmbeddingInput) -> int:
+        return self._max_tokens if item.max_tokens is None else min(item.max_tokens, self._max_tokens)
+
+    def _prompt(self, item: EmbeddingInput) -> Prompt:
+        """The parts of an input are one text. Raises InvalidInput for an image."""
+        texts = [part for part in item.parts if isinstance(part, str)]
+        if len(texts) < len(item.parts):
+            raise InvalidInput(_NO_IMAGES)
+        default = self._folder.default_prompt
+        before = default if item.instruction is None else self._instruction_form(item.instruction)
+        return Prompt(before, "".join(texts))
+
+
+def refuse_own_code(path: Path) -> None:
+    """Raises ModelLoadError where config.json names code of the checkpoint's own: transformers' model of that type is another."""
+    if own := read_json(path / "config.json").get("auto_map"):
+        raise ModelLoadError(
+            f"{path}: config.json asks for code of the checkpoint's own (auto_map: {', '.join(sorted(own))}), which is never run"
+        )
+
+
+def _instruction_form(folder: Folder, model_type: str) -> InstructionForm:
+    """Qwen3-Embedding's own, unless a folder of that type has prompts of another form."""
+    texts = [text for _, text in folder.prompts if text]
+    own = model_type == "qwen3" and (not texts or any(text.startswith("Instruct:") for text in texts))
+    return instruct if own else verbatim
+
+
+def _max_tokens(folder: Folder, stock: Any, model: Any) -> int:
+    """The folder's limit, or the tokenizer's; no more than the model has places for."""
+    places = getattr(model.config, "max_position_embeddings", None) or stock.model_max_length
+    if model.config.model_type in NAMES:
+        places = len(model.embeddings.position_embeddings.weight) - position_offset(model)
+    return int(min(folder.max_seq_length or stock.model_max_length, places))
+
+
+def _choose_forward(model: Any, folder: Folder, heads: Heads, staging: Staging, backend: str) -> EncoderForward | DecoderForward:
+    """The packed one where there is one, else transformers' own."""
+    config, pooling = model.config, Pooling(folder.modes)
+    if backend == "packed" and config.model_type == "qwen3" and folder.modes == ("lasttoken",) and is_plain(config):
+        size = config.head_dim
+        kernel = choose_kernel(
+            model.device, model.dtype, AttentionHeads(config.num_attention_heads, config.num_key_value_heads, size)
+        )
+        return DecoderForward(model, kernel, heads, staging)
+    if backend == "packed" and not getattr(config, "is_decoder", False):
+        count = config.num_attention_heads
+        kinds: dict[str, Callable[..., TokenStates]] = {**dict.fromkeys(NAMES, PostNormEncoder), "modernbert": ModernBertEncoder}
+        if encoder := kinds.get(config.model_type):
+            kernel = choose_kernel(model.device, model.dtype, AttentionHeads(count, count, config.hidden_size // count))
+            return EncoderForward(encoder(model, kernel), pooling, heads, staging)
+    return EncoderForward(PaddedStates(model), pooling, heads, staging, ROW_SEQUENCES)

@@ -1,0 +1,164 @@
+"""What a folder in the layout of sentence-transformers says besides weights: the modules after the transformer, prompts, limits.
+
+modules.json lists the modules in order: a Transformer in the folder itself, one Pooling, then any of Dense, LayerNorm, Normalize
+and Dropout, each with a config.json of its own. The meaning of every key is that of the library of that name.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.base import ModelLoadError
+
+MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+# Before there was `pooling_mode`, each mode had a flag; the order is that in which the library joins them.
+_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+# The transformer's own settings; the names of old are those of the architecture.
+_TRANSFORMER_CONFIGS = tuple(f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "xlm-roberta"))
+HEADS = ("Dense", "LayerNorm", "Normalize", "Dropout")
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A row of modules.json: the class's own name, its folder, and what its config.json says, nothing where it has none."""
+
+    kind: str
+    path: Path
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """`modes` are joined in their order; `include_prompt` tells whether a prompt's tokens are pooled; `prompts` by name;
+    `max_seq_length` counts special tokens, None where the folder sets no limit of its own."""
+
+    modes: tuple[str, ...]
+    include_prompt: bool = True
+    heads: tuple[Module, ...] = ()
+    prompts: tuple[tuple[str, str], ...] = ()
+    default_prompt: str = ""
+    max_seq_length: int | None = None
+    lower_case: bool = False
+
+    @classmethod
+    def read(cls, path: Path, model_type: str) -> Folder:
+        """Raises ModelLoadError for a module that is not known, or settings that this server does not follow."""
+        if not (path / "modules.json").exists():
+            if model_type == "qwen3":
+                return cls(modes=("lasttoken",))
+            raise ModelLoadError(f"{path}: modules.json is missing, which says how the tokens of a {model_type} model are pooled")
+        _, pooling, *heads = _modules(path)
+        settings = _settings(path)
+        prompts, default = _prompts(path)
+        return cls(
+            modes=_modes(pooling),
+            include_prompt=bool(pooling.config.get("include_prompt", True)),
+            heads=tuple(heads),
+            prompts=tuple(prompts.items()),
+            default_prompt=default,
+            max_seq_length=settings.get("max_seq_length"),
+            lower_case=bool(settings.get("do_lower_case", False)),
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """All that decides a vector, for a fingerprint. A folder's name decides nothing."""
+        return {
+            "modes": self.modes,
+            "include_prompt": self.include_prompt,
+            "heads": [(head.kind, head.config) for head in self.heads],
+            "default_prompt": self.default_prompt,
+            "max_seq_length": self.max_seq_length,
+            "lower_case": self.lower_case,
+        }
+
+
+def read_json(file: Path) -> Any:
+    """Raises ModelLoadError."""
+    try:
+        return json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise ModelLoadError(f"{file} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelLoadError(f"{file} cannot be read ({type(error).__name__})") from None
+
+
+def _object(file: Path) -> dict[str, Any]:
+    found = read_json(file)
+    if not isinstance(found, dict):
+        raise ModelLoadError(f"{file} holds no JSON object")
+    return found
+
+
+def _modules(path: Path) -> list[Module]:
+    """The Transformer, the Pooling and what comes after them, each with its config."""
+    rows = read_json(path / "modules.json")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and {"type", "path"} <= row.keys() for row in rows):
+        raise ModelLoadError(f"{path / 'modules.json'} is not a list of modules, each with a type and a path")
+    kinds = [_kind(path, str(row["type"])) for row in rows]
+    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= set(HEADS):
+        raise ModelLoadError(
+            f"{path}: modules.json lists {', '.join(kinds) or 'nothing'}; known are a Transformer, a Pooling, and after them "
+            f"any of {', '.join(HEADS)}"
+        )
+    if rows[0]["path"] not in ("", "."):
+        raise ModelLoadError(
+            f"{path}: modules.json has the transformer in a folder of its own, {rows[0]['path']!r}; put it beside"
+        )
+    return [_module(path, kind, str(row["path"])) for kind, row in zip(kinds, rows, strict=True)]
+
+
+def _kind(path: Path, type_name: str) -> str:
+    package, _, kind = type_name.rpartition(".")
+    if package.partition(".")[0] != "sentence_transformers":
+        raise ModelLoadError(f"{path}: modules.json names {type_name!r}, which is code of the checkpoint's own and is never run")
+    return kind
+
+
+def _module(path: Path, kind: str, folder: str) -> Module:
+    inside = path / folder
+    if not inside.resolve().is_relative_to(path.resolve()):
+        raise ModelLoadError(f"{path}: modules.json names a folder outside, {folder!r}")
+    needed = kind in ("Pooling", "Dense", "LayerNorm")
+    there = kind != "Transformer" and (needed or (inside / "config.json").exists())
+    config = _object(inside / "config.json") if there else {}
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "sentence_embedding"):
+            raise ModelLoadError(f"{inside}: {key} is {config[key]!r}; known is sentence_embedding alone")
+    return Module(kind, inside, config)
+
+
+def _modes(pooling: Module) -> tuple[str, ...]:
+    config = pooling.config
+    named = config.get("pooling_mode")
+    if named is None:
+        modes = tuple(mode for flag, mode in _FLAGS.items() if config.get(flag)) or ("mean",)
+    else:
+        modes = (named,) if isinstance(named, str) else tuple(named)
+    if unknown := set(modes) - set(MODES):
+        raise ModelLoadError(f"{pooling.path}: the pooling mode {min(unknown)!r} is not known; known are {', '.join(MODES)}")
+    return modes
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return next((_object(path / name) for name in _TRANSFORMER_CONFIGS if (path / name).exists()), {})
+
+
+def _prompts(path: Path) -> tuple[dict[str, str], str]:
+    """All prompts by name, and the text of the default one."""
+    file = path / "config_sentence_transformers.json"
+    config = _object(file) if file.exists() else {}
+    prompts = {str(name): str(text or "") for name, text in (config.get("prompts") or {}).items()}
+    default = config.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise ModelLoadError(f"{file}: default_prompt_name is {default!r}, which is none of its prompts")
+    return prompts, prompts[default] if default is not None else ""

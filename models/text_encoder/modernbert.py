@@ -1,0 +1,100 @@
+"""ModernBERT over a packed row: places by rotation, normed before each part, and in most layers a token sees its surroundings
+alone. transformers' ModernBertModel is the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers.activations import ACT2FN
+
+from models.qwen3_vl.attention import AttentionKernel, Send
+from models.text_encoder.post_norm import Linear, Norm
+from models.text_encoder.row import Row, masked
+
+LOCAL = "sliding_attention"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """`attention_norm` None: the first layer's input is normed already."""
+
+    kind: str
+    attention_norm: Norm | None
+    qkv: Linear
+    out: Linear
+    norm: Norm
+    up: Linear
+    down: Linear
+
+    @classmethod
+    def take(cls, module: Any) -> Layer:
+        return cls(
+            kind=module.attention_type,
+            attention_norm=Norm.take(module.attn_norm) if isinstance(module.attn_norm, torch.nn.LayerNorm) else None,
+            qkv=Linear.take(module.attn.Wqkv),
+            out=Linear.take(module.attn.Wo),
+            norm=Norm.take(module.mlp_norm),
+            up=Linear.take(module.mlp.Wi),
+            down=Linear.take(module.mlp.Wo),
+        )
+
+
+class ModernBertEncoder:
+    """The weights of a ModernBertModel as transformers loads it, and its forward over a packed row."""
+
+    def __init__(self, model: Any, kernel: AttentionKernel) -> None:
+        config = model.config
+        self._kernel = kernel
+        self._words = model.embeddings.tok_embeddings.weight.data
+        self._first_norm = Norm.take(model.embeddings.norm)
+        self._layers = [Layer.take(layer) for layer in model.layers]
+        self._last_norm = Norm.take(model.final_norm)
+        self._rotary = model.rotary_emb
+        self._activation = ACT2FN[config.hidden_activation]
+        self._heads: int = config.num_attention_heads
+        self._window = Window(config.sliding_window, self._words.device)
+
+    def __call__(self, row: Row, send: Send) -> torch.Tensor:
+        """The last hidden states of every token: (T, width)."""
+        whole = self._kernel.whole(row.lengths.tolist(), send)
+        # What is no longer than the window sees all of itself.
+        local = masked(row.lengths, self._window) if row.lengths.max() > self._window.reach + 1 else whole
+        hidden = self._first_norm(F.embedding(row.token_ids, self._words))
+        kinds = {layer.kind for layer in self._layers}
+        turns = {kind: self._rotary(hidden, row.positions.unsqueeze(0), kind) for kind in kinds}
+        for layer in self._layers:
+            normed = hidden if layer.attention_norm is None else layer.attention_norm(hidden)
+            q, k, v = layer.qkv(normed).view(len(hidden), 3, self._heads, -1).unbind(1)
+            cos, sin = (part[0].unsqueeze(1) for part in turns[layer.kind])
+            attend = local if layer.kind == LOCAL else whole
+            hidden = hidden + layer.out(attend(_turn(q, cos, sin), _turn(k, cos, sin), v, q.shape[-1] ** -0.5))
+            up, gate = layer.up(layer.norm(hidden)).chunk(2, dim=-1)
+            hidden = hidden + layer.down(self._activation(up) * gate)
+        return self._last_norm(hidden)
+
+
+class Window:
+    """Which tokens see which: those at most `reach` apart."""
+
+    def __init__(self, reach: int, device: torch.device) -> None:
+        self.reach = reach
+        self._seen = torch.ones(1, 1, dtype=torch.bool, device=device)
+
+    def __call__(self, length: int) -> torch.Tensor | None:
+        """bool (length, length), None where all see all."""
+        if length <= self.reach + 1:
+            return None
+        if len(self._seen) < length:
+            places = torch.arange(length, device=self._seen.device)
+            self._seen = (places[:, None] - places).abs() <= self.reach
+        return self._seen[:length, :length]
+
+
+def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding of (T, heads, head_dim), in float32 as transformers does it."""
+    wide = x.float()
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)

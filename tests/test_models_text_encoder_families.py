@@ -1,0 +1,283 @@
+"""Every family of text models against sentence-transformers itself: the same folders of random weights, one text at a time there,
+in every company here."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from models import rates
+from models.base import EmbeddingInput, EmbeddingModel
+from models.registry import ADAPTERS, load_model
+from models.text_encoder import forward
+from models.text_encoder.forward import EncoderForward
+from models.text_encoder.padded import PaddedStates
+from tests.oracle import cosines
+from tests.text_checkpoints import FAMILIES, WIDTH, WORDS, dense, write_checkpoint, write_json
+
+SAME = 0.99999
+LENGTHS = (0, 1, 2, 3, 5, 5, 8, 8, 9, 13, 17, 21, 30, 30, 40, 60)
+TEXTS = [" ".join(np.random.default_rng(100 + i).choice(WORDS[:60], n)) for i, n in enumerate(LENGTHS)]
+
+Rows = npt.NDArray[np.float32]
+
+
+def load(path: Path, **changes: Any) -> EmbeddingModel:
+    settings: dict[str, Any] = {
+        "device": "cpu", "dtype": "float32", "max_image_width": 512, "max_image_height": 512, "allow_pickle": False
+    }  # fmt: skip
+    return load_model(path, **{**settings, **changes})
+
+
+def embed(model: EmbeddingModel, texts: list[str], instruction: str | None = None) -> Rows:
+    return model.embed([model.prepare(EmbeddingInput((text,), instruction, truncate=True)) for text in texts])
+
+
+def oracle(path: Path, texts: list[str], prompt: str | None = None) -> Rows:
+    """The library's vectors, each text alone."""
+    model = SentenceTransformer(str(path), device="cpu", local_files_only=True)
+    rows = [model.encode([text], prompt=prompt, normalize_embeddings=True, show_progress_bar=False)[0] for text in texts]
+    return np.stack(rows)
+
+
+def same(one: Rows, other: Rows, bar: float = SAME) -> None:
+    assert one.shape == other.shape
+    assert cosines(one, other).min() >= bar
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def path(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("families") / family, family)
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> EmbeddingModel:
+    return load(path)
+
+
+@pytest.fixture(scope="module")
+def expected(path: Path) -> Rows:
+    return oracle(path, TEXTS)
+
+
+def test_every_family_of_the_registry_is_here() -> None:
+    assert {name for name, adapter in ADAPTERS.items() if "text_encoder" in adapter} == set(FAMILIES)
+
+
+def test_the_vectors_of_these_checkpoints_tell_texts_apart(expected: Rows) -> None:
+    between = expected @ expected.T
+    assert between[np.triu_indices(len(TEXTS), 1)].max() < 0.99
+
+
+def test_alone(model: EmbeddingModel, expected: Rows) -> None:
+    same(np.concatenate([embed(model, [text]) for text in TEXTS]), expected)
+
+
+def test_in_company(model: EmbeddingModel, expected: Rows) -> None:
+    same(embed(model, TEXTS), expected)
+
+
+def test_in_any_order(model: EmbeddingModel, expected: Rows) -> None:
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(TEXTS))
+        same(embed(model, [TEXTS[i] for i in order]), expected[order])
+
+
+def test_in_more_than_one_row(model: EmbeddingModel, expected: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "ROW_TOKENS", 60)
+    same(embed(model, TEXTS), expected)
+
+
+def test_many_times_over(model: EmbeddingModel, expected: Rows) -> None:
+    same(embed(model, TEXTS * 4), np.tile(expected, (4, 1)))
+
+
+def test_the_stock_forward_gives_the_same(path: Path, expected: Rows) -> None:
+    reference = load(path, backend="reference")
+    assert isinstance(reference._forward, EncoderForward)  # type: ignore[attr-defined]
+    assert isinstance(reference._forward._states, PaddedStates)  # type: ignore[attr-defined]
+    same(embed(reference, TEXTS * 3), np.tile(expected, (3, 1)))
+
+
+def test_every_family_is_packed(model: EmbeddingModel) -> None:
+    states = getattr(model._forward, "_states", None)  # type: ignore[attr-defined]
+    assert not isinstance(states, PaddedStates)
+
+
+def test_half_precision_is_near(path: Path, expected: Rows) -> None:
+    half = load(path, dtype="bfloat16")
+    assert half.info.dtype == "bfloat16"
+    rows = embed(half, TEXTS)
+    assert rows.dtype == np.float32
+    assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-5
+    same(rows, expected, 0.99)
+
+
+def test_info(model: EmbeddingModel, family: str) -> None:
+    info = model.info
+    assert (info.model_type, info.width, info.max_tokens, info.dtype) == (family, WIDTH, 128, "float32")
+    assert not info.supports_images
+    assert info.largest_image == 0
+    assert model.memory_bytes() == 0
+
+
+def test_ids_are_the_stock_tokenizers(model: EmbeddingModel, path: Path) -> None:
+    stock = SentenceTransformer(str(path), device="cpu", local_files_only=True).tokenizer
+    for text in [*TEXTS, " a  b\n", "ÀÉ 海边", "\t"]:
+        ids = model.prepare(EmbeddingInput((text,), truncate=True)).token_ids.tolist()
+        assert ids == stock(text, truncation=True)["input_ids"]
+
+
+def test_warm_up_measures_a_rate(model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "ENOUGH_SECONDS", 0.001)
+    assert 1 < model.warm_up() < math.inf
+
+
+# --- pooling, and what comes after it ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family_of_two", ["mpnet", "qwen3"])
+@pytest.mark.parametrize(
+    "mode", ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", ["cls", "mean", "max"]], ids=str
+)
+@pytest.mark.parametrize("backend", ["packed", "reference"])
+def test_pooling(tmp_path: Path, family_of_two: str, mode: str | list[str], backend: str) -> None:
+    pooling = {"pooling_mode": mode, "embedding_dimension": WIDTH}
+    folder = write_checkpoint(tmp_path / "model", family_of_two, pooling=pooling)
+    model = load(folder, backend=backend)
+    assert model.info.width == WIDTH * (len(mode) if isinstance(mode, list) else 1)
+    same(embed(model, TEXTS), oracle(folder, TEXTS))
+
+
+def test_the_flags_of_old_are_modes(tmp_path: Path) -> None:
+    flags = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True, "pooling_mode_lasttoken": True}
+    folder = write_checkpoint(tmp_path / "model", pooling=flags)
+    same(embed(load(folder), TEXTS), oracle(folder, TEXTS))
+
+
+NORM = (
+    "LayerNorm",
+    {"dimension": WIDTH},
+    {"norm.weight": torch.linspace(0.5, 2, WIDTH), "norm.bias": torch.linspace(-1, 1, WIDTH)},
+)
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        pytest.param([], id="none: normalised all the same"),
+        pytest.param([dense(WIDTH, 20)], id="dense"),
+        pytest.param([dense(WIDTH, 20, bias=False, activation="linear.Identity"), ("Normalize", {}, {})], id="no bias"),
+        pytest.param([dense(WIDTH, 64, activation="activation.ReLU"), dense(64, 16, activation="activation.GELU")], id="two"),
+        pytest.param([("Normalize", {}, {}), dense(WIDTH, 20), ("Normalize", {}, {})], id="normalised before"),
+        pytest.param([("Dropout", {"dropout": 0.5}, {}), NORM], id="layer norm"),
+        pytest.param([dense(WIDTH, WIDTH, residual=True), dense(WIDTH, 20, residual=True)], id="residuals"),
+    ],
+)
+def test_what_comes_after_pooling(tmp_path: Path, heads: list[Any]) -> None:
+    folder = write_checkpoint(tmp_path / "model", heads=heads)
+    model = load(folder)
+    rows = embed(model, TEXTS)
+    assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-5
+    same(rows, oracle(folder, TEXTS))
+
+
+def test_a_pickled_layer_only_where_allowed(tmp_path: Path) -> None:
+    kind, config, weights = dense(WIDTH, 20)
+    folder = write_checkpoint(tmp_path / "model", heads=[(kind, config, {})])
+    torch.save(weights, folder / "2_Dense" / "pytorch_model.bin")
+    same(embed(load(folder, allow_pickle=True), TEXTS), oracle(folder, TEXTS))
+
+
+# --- prompts -----------------------------------------------------------------------------------------------------------------
+
+PROMPTS = {"prompts": {"query": "about the river: ", "document": ""}, "default_prompt_name": "query"}
+
+
+@pytest.mark.parametrize("family_of_two", ["bert", "xlm-roberta"])
+@pytest.mark.parametrize("include", [True, False], ids=["pooled", "not pooled"])
+def test_prompts(tmp_path: Path, family_of_two: str, include: bool) -> None:
+    modes = ["mean", "cls", "weightedmean", "max"]
+    pooling = {"pooling_mode": modes, "include_prompt": include, "embedding_dimension": WIDTH}
+    folder = write_checkpoint(tmp_path / "model", family_of_two, pooling=pooling, prompts=PROMPTS)
+    model = load(folder)
+    texts = [*TEXTS, "海边的小狗"]
+    same(embed(model, texts), oracle(folder, texts))
+    same(embed(model, texts, "music and rain? "), oracle(folder, texts, "music and rain? "))
+    # An empty prompt takes the place of the default one, too.
+    same(embed(model, texts, ""), oracle(folder, texts, ""))
+    assert cosines(embed(model, texts, ""), embed(model, texts)).min() < 0.99
+
+
+def test_one_text_under_two_prompts_that_are_not_pooled_is_two_inputs(tmp_path: Path) -> None:
+    """The same tokens, and not the same vector."""
+    pooling = {"pooling_mode": "cls", "include_prompt": False, "embedding_dimension": WIDTH}
+    model = load(write_checkpoint(tmp_path / "model", pooling=pooling))
+    one = model.prepare(EmbeddingInput((" old town",), "the river"))
+    other = model.prepare(EmbeddingInput((" river old town",), "the"))
+    assert one.token_ids.tolist() == other.token_ids.tolist()
+    assert one.identity != other.identity
+    assert cosines(model.embed([one]), model.embed([other]))[0] < 0.999
+
+
+@pytest.mark.parametrize("layout", [True, False], ids=["with modules.json", "plain"])
+def test_qwen3_reads_an_instruction_as_its_model_card_says(tmp_path: Path, layout: bool) -> None:
+    task = "Given a web search query, retrieve relevant passages that answer the query"
+    prompts = {"prompts": {"query": f"Instruct: {task}\nQuery:", "document": ""}}
+    folder = write_checkpoint(tmp_path / "model", "qwen3", prompts=prompts, transformer={"max_seq_length": 128})
+    texts = TEXTS[:12]
+    expected = oracle(folder, texts), oracle(folder, texts, "Instruct: Find music.\nQuery:")
+    if not layout:
+        (folder / "modules.json").unlink()
+    model = load(folder)
+    assert model.info.max_tokens == (128 if layout else 130)
+    same(embed(model, texts), expected[0])
+    same(embed(model, texts, ""), expected[0])
+    # More than once: an instruction that comes again is computed once.
+    for _ in range(3):
+        same(embed(model, texts, "Find music."), expected[1])
+    assert len(model._forward.prefixes) == 1  # type: ignore[attr-defined]
+    mixed = [model.prepare(EmbeddingInput((text,), "Find music." if i % 2 else None)) for i, text in enumerate(texts)]
+    same(model.embed(mixed), np.where(np.arange(len(texts))[:, None] % 2, expected[1], expected[0]))
+
+
+def test_another_model_of_that_type_has_prompts_of_its_own(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", "qwen3", prompts={"prompts": {"query": "query: "}})
+    same(embed(load(folder), TEXTS, "query: "), oracle(folder, TEXTS, "query: "))
+
+
+def test_a_decoder_that_sees_both_ways_is_run_by_its_own_modules(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", "qwen3", pooling={"pooling_mode_mean_tokens": True})
+    config = json.loads((folder / "config.json").read_text())
+    causal = embed(load(folder), TEXTS)
+    write_json(folder / "config.json", {**config, "is_causal": False})
+    both = embed(load(folder), TEXTS)
+    same(both, oracle(folder, TEXTS))
+    assert cosines(causal, both).min() < 0.99
+
+
+def test_lower_case(tmp_path: Path) -> None:
+    settings = {"max_seq_length": 128, "do_lower_case": True}
+    folder = write_checkpoint(tmp_path / "model", "roberta", transformer=settings)
+    model = load(folder)
+    shouted = [text.upper() for text in TEXTS[:10]]
+    same(embed(model, shouted), embed(model, [text.lower() for text in shouted]))
+    same(embed(model, shouted), oracle(folder, shouted))
+
+
+def test_a_text_over_the_limit_is_cut_as_the_library_cuts_it(path: Path, model: EmbeddingModel) -> None:
+    long = ["the river runs through the old town and then out to sea " * n for n in (12, 40, 400)]
+    same(embed(model, long), oracle(path, long))
