@@ -171,6 +171,9 @@ class Preparation:
 
     async def _image(self, source: ImageSource, fusion: Fusion) -> PreparedImage | None:
         """One image, prepared; None where the others are too many already. Raises InputError."""
+        if not self._model.info.supports_images:
+            # Before anything is dialled for it.
+            raise InputError(InvalidInput("this model embeds text only: send no image"), source.param)
         async with self._downloads if source.url else nullcontext():
             if fusion.is_over:
                 return None

@@ -70,6 +70,7 @@ class FakeModel:
     max_tokens: int = 1_000_000
     device: str = "cpu"
     largest_image: int = 32
+    supports_images: bool = True
     # Faults.
     seconds_per_batch: float = 0.0
     load_seconds: float = 0.0
@@ -94,7 +95,14 @@ class FakeModel:
     @property
     def info(self) -> ModelInfo:
         return ModelInfo(
-            "fake", self.width, self.max_tokens, self.device, "float32", "f00d", True, largest_image=self.largest_image
+            "fake",
+            self.width,
+            self.max_tokens,
+            self.device,
+            "float32",
+            "f00d",
+            self.supports_images,
+            largest_image=self.largest_image,
         )
 
     def vector(
