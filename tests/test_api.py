@@ -489,6 +489,19 @@ async def test_image_urls_at_fault(serve: Serve, fake: FakeModel) -> None:
     assert fake.embedded == 0
 
 
+async def test_a_model_of_texts_refuses_images_and_dials_nothing_for_them(serve: Serve) -> None:
+    async with image_host(cat=png(CAT)) as host:
+        client = await serve(FakeModel(supports_images=False), image_url_allowed_hosts=frozenset({host.host}))
+        for image in (host.url("/cat.png"), CAT_URI):
+            error = await refused(client, {"input": ["a", {"text": "b", "image": image}]})
+            assert (error["param"], error["message"]) == ("input[1].image", "this model embeds text only: send no image")
+            reply = await embed(client, {"input": ["a", {"image": image}], "partial": True})
+            assert [row["embedding"] is None for row in reply["data"]] == [False, True]
+            status, reply = await client.embed({"input": [{"image": image}]})
+            assert status == 400
+        assert host.asked == []
+
+
 async def test_a_private_host_is_refused_and_not_dialled(serve: Serve) -> None:
     async with image_host(cat=png(CAT)) as host:
         client = await serve()

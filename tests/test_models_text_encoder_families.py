@@ -16,10 +16,13 @@ from sentence_transformers import SentenceTransformer
 
 from models import rates
 from models.base import EmbeddingInput, EmbeddingModel
+from models.qwen3_vl import staging
+from models.qwen3_vl.varlen import VarlenKernel
 from models.registry import ADAPTERS, load_model
-from models.text_encoder import forward
+from models.text_encoder import adapter, forward
 from models.text_encoder.forward import EncoderForward
 from models.text_encoder.padded import PaddedStates
+from tests import varlen_cpu  # noqa: F401 - the kernel for this test's device
 from tests.oracle import cosines
 from tests.text_checkpoints import FAMILIES, WIDTH, WORDS, dense, write_checkpoint, write_json
 
@@ -115,6 +118,17 @@ def test_the_stock_forward_gives_the_same(path: Path, expected: Rows) -> None:
 def test_every_family_is_packed(model: EmbeddingModel) -> None:
     states = getattr(model._forward, "_states", None)  # type: ignore[attr-defined]
     assert not isinstance(states, PaddedStates)
+
+
+@pytest.mark.parametrize("prompt", ["", "query: "])
+def test_as_on_cuda(path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str) -> None:
+    """The varlen kernel and page-locked memory, both played by a CPU."""
+    plain = embed(load(path), TEXTS, prompt)
+    monkeypatch.setattr(adapter, "choose_kernel", lambda *_: VarlenKernel())
+    monkeypatch.setattr(adapter, "Staging", lambda device: staging.Staging(device, pinned=True))
+    model = load(path)
+    for _ in range(2):
+        same(embed(model, TEXTS, prompt), plain)
 
 
 def test_half_precision_is_near(path: Path, expected: Rows) -> None:
@@ -259,14 +273,27 @@ def test_another_model_of_that_type_has_prompts_of_its_own(tmp_path: Path) -> No
     same(embed(load(folder), TEXTS, "query: "), oracle(folder, TEXTS, "query: "))
 
 
-def test_a_decoder_that_sees_both_ways_is_run_by_its_own_modules(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "model", "qwen3", pooling={"pooling_mode_mean_tokens": True})
-    config = json.loads((folder / "config.json").read_text())
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"is_causal": False}, id="both ways"),
+        pytest.param(
+            {
+                "use_sliding_window": True,
+                "sliding_window": 8,
+                "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            },
+            id="a window",
+        ),
+    ],
+)
+def test_a_decoder_that_sees_otherwise_is_run_by_its_own_modules(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = write_checkpoint(tmp_path / "model", "qwen3")
     causal = embed(load(folder), TEXTS)
-    write_json(folder / "config.json", {**config, "is_causal": False})
-    both = embed(load(folder), TEXTS)
-    same(both, oracle(folder, TEXTS))
-    assert cosines(causal, both).min() < 0.99
+    write_json(folder / "config.json", {**json.loads((folder / "config.json").read_text()), **changes})
+    other = embed(load(folder), TEXTS)
+    same(other, oracle(folder, TEXTS))
+    assert cosines(causal, other).min() < 0.99
 
 
 def test_lower_case(tmp_path: Path) -> None:

@@ -152,8 +152,8 @@ class PostNormEncoder:
         for layer in self._layers:
             q, k, v = layer.qkv(hidden).view(len(hidden), 3, self._heads, -1).unbind(1)
             attended = attend(q, k, v, q.shape[-1] ** -0.5)
-            hidden = layer.attention_norm(layer.out(attended) + hidden)
-            hidden = layer.norm(layer.down(self._activation(layer.up(hidden))) + hidden)
+            hidden = layer.attention_norm(layer.out(attended).add_(hidden))
+            hidden = layer.norm(layer.down(self._activation(layer.up(hidden))).add_(hidden))
         return hidden
 
 
