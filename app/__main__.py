@@ -28,7 +28,7 @@ def main() -> int:
         from app.demo import run_demo
 
         logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
-        return asyncio.run(run_demo(arguments.model_path, arguments.port, arguments.once))
+        return asyncio.run(run_demo(arguments.model_path, arguments.port, arguments.once, arguments.random_weights))
     try:
         settings = load_settings(need_key=arguments.command == "serve")
     except SettingsError as error:
@@ -49,8 +49,9 @@ def parse_arguments() -> argparse.Namespace:
     commands.add_parser("serve", help="serve over HTTP, as config.env and the environment say (the default)")
     commands.add_parser("verify", help="check the configured checkpoint against its published figure")
     commands.add_parser("configure", help="write config.env from config.env.example, with a new API key, where there is none")
-    demo = commands.add_parser("demo", help="serve a demo checkpoint and ask it one question of every kind")
-    demo.add_argument("--model-path", type=Path, required=True, help="the folder that models.demo wrote")
+    demo = commands.add_parser("demo", help="serve a checkpoint and ask it one question of every kind")
+    demo.add_argument("--model-path", type=Path, required=True, help="the checkpoint's folder")
+    demo.add_argument("--random-weights", action="store_true", help="say that its vectors carry no meaning")
     demo.add_argument("--port", type=int, default=6008)
     demo.add_argument("--once", action="store_true", help="end after the table; not 0 if a request failed")
     arguments = parser.parse_args()

