@@ -16,8 +16,8 @@ from sentence_transformers import SentenceTransformer
 
 from models import rates
 from models.base import EmbeddingInput, EmbeddingModel
-from models.qwen3_vl import staging
-from models.qwen3_vl.varlen import VarlenKernel
+from models.packed import staging
+from models.packed.varlen import VarlenKernel
 from models.registry import ADAPTERS, load_model
 from models.text_encoder import adapter, forward
 from models.text_encoder.forward import EncoderForward

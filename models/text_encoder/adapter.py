@@ -25,10 +25,11 @@ from models.base import (
     PreparedInput,
 )
 from models.fingerprint import fingerprint
-from models.qwen3_vl.staging import Staging
-from models.qwen3_vl.varlen import Heads as AttentionHeads
-from models.qwen3_vl.varlen import choose_kernel
-from models.text_encoder.decoder import DecoderForward, is_plain
+from models.packed.attention import Heads as AttentionHeads
+from models.packed.decoder import Decoder, is_plain
+from models.packed.forward import DecoderForward
+from models.packed.staging import Staging
+from models.packed.varlen import choose_kernel
 from models.text_encoder.folder import Folder, read_json
 from models.text_encoder.forward import EncoderForward, TokenStates
 from models.text_encoder.heads import Heads
@@ -194,11 +195,8 @@ def _choose_forward(model: Any, folder: Folder, heads: Heads, staging: Staging, 
     """The packed one where there is one, else transformers' own."""
     config, pooling = model.config, Pooling(folder.modes)
     if backend == "packed" and config.model_type == "qwen3" and folder.modes == ("lasttoken",) and is_plain(config):
-        size = config.head_dim
-        kernel = choose_kernel(
-            model.device, model.dtype, AttentionHeads(config.num_attention_heads, config.num_key_value_heads, size)
-        )
-        return DecoderForward(model, kernel, heads, staging)
+        decoder = Decoder(model)
+        return DecoderForward(decoder, heads, choose_kernel(model.device, model.dtype, decoder.sizes.attention_heads), staging)
     if backend == "packed" and not getattr(config, "is_decoder", False):
         count = config.num_attention_heads
         kinds: dict[str, Callable[..., TokenStates]] = {**dict.fromkeys(NAMES, PostNormEncoder), "modernbert": ModernBertEncoder}
