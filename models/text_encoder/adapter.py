@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from models import devices, rates
 from models.base import (
@@ -30,6 +30,7 @@ from models.packed.decoder import Decoder, is_plain
 from models.packed.forward import DecoderForward
 from models.packed.staging import Staging
 from models.packed.varlen import choose_kernel
+from models.pretrained import load_pretrained
 from models.text_encoder.folder import Folder, read_json
 from models.text_encoder.forward import EncoderForward, TokenStates
 from models.text_encoder.heads import Heads
@@ -38,8 +39,9 @@ from models.text_encoder.padded import ROW_SEQUENCES, PaddedStates
 from models.text_encoder.pooling import Pooling
 from models.text_encoder.post_norm import NAMES, PostNormEncoder, position_offset
 from models.text_encoder.prompt import Fitted, InstructionForm, Prompt, TextTokenizer, instruct, verbatim
-from models.text_encoder.weights import load_transformer
 
+# A layer that reads the first token's state, which no pooling of ours does: many checkpoints do not have it.
+_UNUSED = "pooler."
 _NO_IMAGES = "this model embeds text only: send no image"
 
 
@@ -64,7 +66,9 @@ class TextEmbedding:
         self._instruction_form = _instruction_form(self._folder, config.model_type)
         self._tokenizer = TextTokenizer(stock, self._folder.lower_case)
         chosen = devices.choose_dtype(dtype, devices.checkpoint_dtype(config), self._device)
-        model = load_transformer(path, chosen, allow_pickle).to(self._device).eval()
+        model = load_pretrained(AutoModel, path, chosen, allow_pickle, unused=_UNUSED).to(self._device).eval()
+        # Keys and values are never kept.
+        model.config.use_cache = False
         heads = Heads(self._folder, config.hidden_size * len(self._folder.modes), self._device, allow_pickle)
         self._max_tokens = _max_tokens(self._folder, stock, model)
         digest = fingerprint(
@@ -140,11 +144,7 @@ class TextEmbedding:
 
     def embed(self, batch: Sequence[PreparedInput]) -> npt.NDArray[np.float32]:
         """Unit vectors, float32 of shape (len(batch), width). Raises OutOfDeviceMemory, DeviceLost."""
-        try:
-            return self._forward(batch)
-        except Exception as error:
-            failure = devices.translate(error)
-        raise failure
+        return devices.run(self._forward, batch)
 
     def warm_up(self) -> float:
         """Run texts of growing number; tokens per second of the largest batch."""
