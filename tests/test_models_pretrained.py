@@ -18,7 +18,11 @@ from tests.conformance.report import CHECKPOINT
 from tests.text_checkpoints import write_checkpoint
 
 # A checkpoint, and the name of a weight within its last layer.
-LAST = {"qwen3_vl": "language_model.layers.3.mlp.down_proj.weight", "bert": "layer.2.output.dense.weight", "qwen3": "layers.2.mlp.down_proj.weight"}
+LAST = {
+    "qwen3_vl": "language_model.layers.3.mlp.down_proj.weight",
+    "bert": "layer.2.output.dense.weight",
+    "qwen3": "layers.2.mlp.down_proj.weight",
+}
 
 
 @pytest.fixture(params=LAST)
