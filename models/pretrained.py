@@ -15,6 +15,10 @@ from models.base import ModelLoadError
 _WITHIN = re.compile(r"(^|\.)(embeddings|encoder|transformer|layers|blocks)\.(?!.*\b(position_ids|token_type_ids|inv_freq)$)")
 
 
+# Kinds of RoPE whose angles depend on the longest sequence of a batch.
+_MOVING = {"dynamic", "longrope"}
+
+
 def load_pretrained(kind: Any, path: Path, dtype: torch.dtype, allow_pickle: bool, *, unused: str = "", **changes: Any) -> Any:
     """A model of transformers' class `kind`. Weights whose names begin with `unused` may be missing; `changes` are its
     from_pretrained's. Code of the checkpoint's own is never run. Raises ModelLoadError."""
@@ -29,6 +33,8 @@ def load_pretrained(kind: Any, path: Path, dtype: torch.dtype, allow_pickle: boo
         output_loading_info=True,
         **changes,
     )
+    if moving := _rotations(model.config.get_text_config()) & _MOVING:
+        raise ModelLoadError(f"{path}: where a token stands would depend on the other inputs of its batch (RoPE: {min(moving)})")
     wrong = {
         "missing": [name for name in report["missing_keys"] if not (unused and name.startswith(unused))],
         "of another shape than config.json says": [name for name, *_ in report["mismatched_keys"]],
@@ -38,3 +44,9 @@ def load_pretrained(kind: Any, path: Path, dtype: torch.dtype, allow_pickle: boo
         if names:
             raise ModelLoadError(f"{path}: {len(names)} weights are {fault}, {min(names)} among them")
     return model
+
+
+def _rotations(config: Any) -> set[str]:
+    """The kinds of RoPE that a model has: one, or one for each kind of layer, or none."""
+    found = getattr(config, "rope_parameters", None) or {}
+    return {str(one.get("rope_type")) for one in (found, *found.values()) if isinstance(one, dict)}

@@ -9,51 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
 
 from models import rates
 from models.base import EmbeddingInput, EmbeddingModel
 from models.packed import staging
 from models.packed.varlen import VarlenKernel
-from models.registry import ADAPTERS, load_model
+from models.registry import ADAPTERS
 from models.text_encoder import adapter, forward
 from models.text_encoder.forward import EncoderForward
 from models.text_encoder.padded import PaddedStates
 from tests import varlen_cpu  # noqa: F401 - the kernel for this test's device
-from tests.oracle import cosines
-from tests.text_checkpoints import FAMILIES, WIDTH, WORDS, dense, write_checkpoint, write_json
-
-SAME = 0.99999
-LENGTHS = (0, 1, 2, 3, 5, 5, 8, 8, 9, 13, 17, 21, 30, 30, 40, 60)
-TEXTS = [" ".join(np.random.default_rng(100 + i).choice(WORDS[:60], n)) for i, n in enumerate(LENGTHS)]
-
-Rows = npt.NDArray[np.float32]
-
-
-def load(path: Path, **changes: Any) -> EmbeddingModel:
-    settings: dict[str, Any] = {
-        "device": "cpu", "dtype": "float32", "max_image_width": 512, "max_image_height": 512, "allow_pickle": False
-    }  # fmt: skip
-    return load_model(path, **{**settings, **changes})
-
-
-def embed(model: EmbeddingModel, texts: list[str], instruction: str | None = None) -> Rows:
-    return model.embed([model.prepare(EmbeddingInput((text,), instruction, truncate=True)) for text in texts])
-
-
-def oracle(path: Path, texts: list[str], prompt: str | None = None) -> Rows:
-    """The library's vectors, each text alone."""
-    model = SentenceTransformer(str(path), device="cpu", local_files_only=True)
-    rows = [model.encode([text], prompt=prompt, normalize_embeddings=True, show_progress_bar=False)[0] for text in texts]
-    return np.stack(rows)
-
-
-def same(one: Rows, other: Rows, bar: float = SAME) -> None:
-    assert one.shape == other.shape
-    assert cosines(one, other).min() >= bar
+from tests.oracle import Rows, cosines
+from tests.text_checkpoints import FAMILIES, WIDTH, dense, write_checkpoint, write_json
+from tests.text_oracle import TEXTS, embed, library, load, oracle, same
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -149,7 +119,7 @@ def test_info(model: EmbeddingModel, family: str) -> None:
 
 
 def test_ids_are_the_stock_tokenizers(model: EmbeddingModel, path: Path) -> None:
-    stock = SentenceTransformer(str(path), device="cpu", local_files_only=True).tokenizer
+    stock = library(path).tokenizer
     for text in [*TEXTS, " a  b\n", "ÀÉ 海边", "\t"]:
         ids = model.prepare(EmbeddingInput((text,), truncate=True)).token_ids.tolist()
         assert ids == stock(text, truncation=True)["input_ids"]
@@ -207,6 +177,12 @@ def test_what_comes_after_pooling(tmp_path: Path, heads: list[Any]) -> None:
     rows = embed(model, TEXTS)
     assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-5
     same(rows, oracle(folder, TEXTS))
+
+
+@pytest.mark.parametrize("name", ["LeakyReLU", "SELU", "Hardswish"])
+def test_an_activation_is_looked_up_by_its_name(tmp_path: Path, name: str) -> None:
+    folder = write_checkpoint(tmp_path / "model", heads=[dense(WIDTH, 20, activation=f"activation.{name}")])
+    same(embed(load(folder), TEXTS[1:5]), oracle(folder, TEXTS[1:5]))
 
 
 def test_a_pickled_layer_only_where_allowed(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from models.packed.forward import DecoderForward
 from models.packed.staging import Staging
 from models.packed.varlen import choose_kernel
 from models.pretrained import load_pretrained
-from models.text_encoder.folder import Folder, read_json
+from models.text_encoder.folder import Folder
 from models.text_encoder.forward import EncoderForward, TokenStates
 from models.text_encoder.heads import Heads
 from models.text_encoder.modernbert import ModernBertEncoder
@@ -39,9 +40,12 @@ from models.text_encoder.padded import ROW_SEQUENCES, PaddedStates
 from models.text_encoder.pooling import Pooling
 from models.text_encoder.post_norm import NAMES, PostNormEncoder, position_offset
 from models.text_encoder.prompt import Fitted, InstructionForm, Prompt, TextTokenizer, instruct, verbatim
+from models.text_encoder.settings import read_json
 
 # A layer that reads the first token's state, which no pooling of ours does: many checkpoints do not have it.
 _UNUSED = "pooler."
+log = logging.getLogger(__name__)
+
 _NO_IMAGES = "this model embeds text only: send no image"
 
 
@@ -62,9 +66,14 @@ class TextEmbedding:
         refuse_own_code(path)
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         stock = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        self._folder = Folder.read(path, config.model_type)
+        self._folder = Folder.read(path, config)
+        if stock.chat_template and self._folder.is_plain and config.model_type != "qwen3":
+            raise ModelLoadError(f"{path}: its tokenizer has a chat template, and no modules.json says that texts go without it")
         self._instruction_form = _instruction_form(self._folder, config.model_type)
-        self._tokenizer = TextTokenizer(stock, self._folder.lower_case)
+        self._tokenizer = TextTokenizer(stock, self._folder.settings.lower_case)
+        _check_prompt(path, self._folder.settings.default_prompt, self._tokenizer.specials)
+        if stock.truncation_side != "right":
+            log.warning("%s: its tokenizer cuts a text's beginning; here `truncate` cuts its end", path)
         chosen = devices.choose_dtype(dtype, devices.checkpoint_dtype(config), self._device)
         model = load_pretrained(AutoModel, path, chosen, allow_pickle, unused=_UNUSED).to(self._device).eval()
         # Keys and values are never kept.
@@ -163,7 +172,7 @@ class TextEmbedding:
         texts = [part for part in item.parts if isinstance(part, str)]
         if len(texts) < len(item.parts):
             raise InvalidInput(_NO_IMAGES)
-        default = self._folder.default_prompt
+        default = self._folder.settings.default_prompt
         before = default if item.instruction is None else self._instruction_form(item.instruction)
         return Prompt(before, "".join(texts))
 
@@ -176,9 +185,15 @@ def refuse_own_code(path: Path) -> None:
         )
 
 
+def _check_prompt(path: Path, prompt: str, specials: Collection[str]) -> None:
+    """Raises ModelLoadError where the library would read special tokens in the default prompt: here they are plain text."""
+    if inside := sorted(token for token in specials if token in prompt):
+        raise ModelLoadError(f"{path}: its default prompt has special tokens ({', '.join(inside)}), which are plain text here")
+
+
 def _instruction_form(folder: Folder, model_type: str) -> InstructionForm:
     """Qwen3-Embedding's own, unless a folder of that type has prompts of another form."""
-    texts = [text for _, text in folder.prompts if text]
+    texts = [text for _, text in folder.settings.prompts if text]
     own = model_type == "qwen3" and (not texts or any(text.startswith("Instruct:") for text in texts))
     return instruct if own else verbatim
 
@@ -188,7 +203,7 @@ def _max_tokens(folder: Folder, stock: Any, model: Any) -> int:
     places = getattr(model.config, "max_position_embeddings", None) or stock.model_max_length
     if model.config.model_type in NAMES:
         places = len(model.embeddings.position_embeddings.weight) - position_offset(model)
-    return int(min(folder.max_seq_length or stock.model_max_length, places))
+    return int(min(folder.settings.max_seq_length or stock.model_max_length, places))
 
 
 def _choose_forward(model: Any, folder: Folder, heads: Heads, staging: Staging, backend: str) -> EncoderForward | DecoderForward:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -65,8 +65,8 @@ class TextTokenizer:
     def __init__(self, stock: Any, lower_case: bool) -> None:
         """`stock` is the checkpoint's tokenizer, as transformers loads it; `lower_case` has texts put into lower case first."""
         own = json.loads(stock.backend_tokenizer.to_str())
-        specials = {token["content"] for token in own["added_tokens"] if token["special"]}
-        self._tokenizer = Tokenizer.from_str(json.dumps(_out_of_reach(own, specials)))
+        self.specials = frozenset(token["content"] for token in own["added_tokens"] if token["special"])
+        self._tokenizer = Tokenizer.from_str(json.dumps(_out_of_reach(own, self.specials)))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # For the one that keeps its name: the model looks its unknown token up by it.
@@ -155,13 +155,13 @@ class TextTokenizer:
         return next((index for index, equal in enumerate(same) if not equal), min(len(expected), len(ids)))
 
 
-def _out_of_reach(tokenizer: dict[str, Any], specials: set[str]) -> dict[str, Any]:
+def _out_of_reach(tokenizer: dict[str, Any], specials: Collection[str]) -> dict[str, Any]:
     """A tokenizer.json whose special tokens have the ids that they had and names that no text holds.
 
     It is not enough not to look for them: a vocabulary of pieces (Unigram) has "</s>" as a piece like any other.
     """
     model = tokenizer["model"]
-    hidden = specials - {model.get("unk_token")}
+    hidden = set(specials) - {model.get("unk_token")}
     names = {name: secrets.token_hex(16) for name in hidden}
     for token in tokenizer["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
