@@ -72,6 +72,26 @@ def test_weights_that_are_not_the_models(folder: Path, change: Callable[..., obj
         load(folder)
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_vl", "modernbert"])
+def test_places_that_depend_on_the_batch(tmp_path: Path, family: str, kind: str) -> None:
+    """The angles of every input would be those of the longest."""
+    folder = tmp_path / "model"
+    if family == "qwen3_vl":
+        shutil.copytree(CHECKPOINT, folder)
+    else:
+        write_checkpoint(folder, family)
+    config = json.loads((folder / "config.json").read_bytes())
+    text = config.get("text_config", config)
+    found = text["rope_parameters"]
+    factors = [1.0] * (6 if family == "modernbert" else 8)
+    for one in found.values() if "full_attention" in found else [found]:
+        one |= {"rope_type": kind, "factor": 2.0, "short_factor": factors, "long_factor": factors}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelLoadError, match=f"where a token stands would depend on the other inputs .*{kind}"):
+        load(folder)
+
+
 def test_a_head_is_no_part_of_the_model(folder: Path) -> None:
     before = load(folder).info
     edit(folder, lambda weights, _: weights.update({"lm_head.weight": torch.ones(3, 3), "cls.predictions.bias": torch.ones(3)}))

@@ -83,6 +83,9 @@ class TextEmbedding:
         digest = fingerprint(
             path, {**model.state_dict(), **heads.state}, settings={"dtype": str(chosen), "folder": self._folder.summary()}
         )
+        if config.model_type in NAMES and (offset := position_offset(model)) and self._tokenizer.may_read(offset - 1):
+            # The padding token has no place of its own, as only transformers' modules know.
+            backend = "reference"
         self._forward = _choose_forward(model, self._folder, heads, Staging(self._device), backend)
         self.info = ModelInfo(
             model_type=config.model_type,

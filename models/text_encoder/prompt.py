@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 
-from models.base import InputTooLong
+from models.base import InputTooLong, ModelLoadError
 
 # A token covers fewer characters in most texts: what is longer is read a part at a time, until it is known to be too long.
 _USUAL_CHARACTERS = 32
@@ -75,15 +75,25 @@ class TextTokenizer:
             normalizer = self._tokenizer.normalizer
             self._tokenizer.normalizer = Normalizers([Lowercase(), *([normalizer] if normalizer else [])])
         self._head, self._tail = self._template()
+        # Those that no input has: neither text nor template.
+        special = {token["id"]: token["content"] for token in own["added_tokens"] if token["special"]}
+        self._unread = {id for id, name in special.items() if name != own["model"].get("unk_token")} - {*self._head, *self._tail}
         self._count_before = lru_cache(maxsize=1024)(lambda before: len(self._encode([before])[0]))
         self._ids_before = lru_cache(maxsize=1024)(lambda before: self._encode([before])[0])
 
     def _template(self) -> tuple[list[int], list[int]]:
         """What the tokenizer's own post-processor puts before and after a text."""
-        bare = self._tokenizer.encode("a", add_special_tokens=False).ids
-        whole = self._tokenizer.encode("a", add_special_tokens=True).ids
+        bares = ((text, self._tokenizer.encode(text, add_special_tokens=False).ids) for text in ("a", "1", ".", "的"))
+        text, bare = next(((text, ids) for text, ids in bares if ids), ("", []))
+        if not bare:
+            raise ModelLoadError("its tokenizer makes no token of any text")
+        whole = self._tokenizer.encode(text, add_special_tokens=True).ids
         start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
         return whole[:start], whole[start + len(bare) :]
+
+    def may_read(self, token_id: int) -> bool:
+        """Whether an input may have a token: not where it is special, and no part of the template."""
+        return token_id not in self._unread
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         # The batch form releases the interpreter's lock, `encode` does not.
