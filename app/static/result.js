@@ -15,14 +15,14 @@ export function showResult(items, reply) {
   byId("summary").textContent = summary(reply, shown.matrix);
   byId("figures").replaceChildren(...figures(reply));
   byId("timing").replaceChildren(...timing(reply));
-  byId("result").classList.remove("old");
+  byId("old").hidden = true;
   draw();
   byId("result").scrollIntoView({ block: "nearest" });
 }
 
 // The inputs have been edited since.
 export function markOld() {
-  byId("result").classList.toggle("old", shown !== null);
+  byId("old").hidden = shown === null;
 }
 
 // Also after another choice of colours, or of the theme.
