@@ -44,7 +44,7 @@ def create_app(
     app[LIFECYCLE] = Lifecycle()
     app[SCHEDULER] = make_scheduler(app, load_model or partial(load_configured_model, settings), on_ready)
     app[MEMORY] = MemoryBudget(settings.max_bytes_in_flight, app[SCHEDULER].retry_after)
-    add_routes(app.router)
+    add_routes(app.router, settings.playground)
     app.cleanup_ctx.extend([run_scheduler, run_service])
     return app
 
