@@ -54,8 +54,9 @@ def _refused(kind: str, wanted: Any, record: dict[str, Any]) -> tuple[bool, str]
 
 
 def _retried(waits: list[float], least: int, retry_after: str | None, figure: str) -> tuple[bool, str]:
-    """After the seconds that the server named, each time."""
-    honoured = len(waits) >= least and retry_after is not None and all(wait == float(retry_after) for wait in waits)
+    """After the time that the server named: whole seconds, which the client's own back-off, a random time, never is. The server
+    may name another one for every retry."""
+    honoured = len(waits) >= least and retry_after is not None and all(wait >= 1 and wait.is_integer() for wait in waits)
     return honoured, f"{figure}; waited {waits} s, Retry-After: {retry_after}"
 
 
