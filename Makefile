@@ -1,4 +1,4 @@
-# make demo | test | run | lint | bench | hardening.   make demo ONCE=1 ends after its table; PORT=... moves it; MODEL=minilm
+# make demo | test | run | lint | bench | hardening | clients.   make demo ONCE=1 ends after its table; PORT=... moves it; MODEL=minilm
 # has it serve a real model.
 
 PYTHON ?= python3.11
@@ -17,11 +17,14 @@ BENCH_ARGS ?=
 # For make hardening: minutes of the soak, and more of its options, such as --only images or --prove.
 SOAK ?= 0
 HARDENING_ARGS ?=
+# For make clients: some of them instead of all.
+CLIENTS ?= openai langchain-openai llama-index-embeddings-openai-like litellm haystack-ai
+CLIENTS_VENV := .venv-clients
 CODE := app scheduler models tests
 # RUF001 to RUF003 frown on text in many scripts, which is what the tests are about.
 RUFF_RULES := --line-length 130 --select E,F,I,B,UP,SIM,RUF --ignore RUF001,RUF002,RUF003
 
-.PHONY: demo test run lint format bench hardening clean
+.PHONY: demo test run lint format bench hardening clients clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -73,5 +76,19 @@ bench: $(VENV)/.installed
 hardening: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.hardening --soak $(SOAK) $(HARDENING_ARGS)
 
+# Each client in an environment of its own, made again when its requirements change.
+$(CLIENTS_VENV)/%/.installed: tests/clients/requirements/%.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --requirement $<
+	@touch $@
+
+# LangChain's default wants a tokenizer's file, which litellm's wheel carries.
+$(CLIENTS_VENV)/langchain-openai/.installed: | $(CLIENTS_VENV)/litellm/.installed
+
+# The packages that people use, against a running server.
+clients: $(VENV)/.installed-test $(CLIENTS:%=$(CLIENTS_VENV)/%/.installed)
+	@$(BIN)/python -m tests.clients --environments $(CLIENTS_VENV) --only $(CLIENTS)
+
 clean:
-	rm -rf $(VENV) build *.egg-info $(DEMO_CHECKPOINT) models/bench-*
+	rm -rf $(VENV) $(CLIENTS_VENV) build *.egg-info $(DEMO_CHECKPOINT) models/bench-*
