@@ -71,7 +71,7 @@ class Proxy:
         """Its configuration before these ports, and the certificate. What it listens on and where its files are is changed."""
         certificate, key = self.folder / "cert.pem", self.folder / "key.pem"
         if not certificate.exists():
-            words = "req -x509 -nodes -newkey rsa:2048 -days 1 -subj /CN=embed.example.org -addext subjectAltName=DNS:embed.example.org"
+            words = "req -x509 -nodes -newkey rsa:2048 -days 1 -subj /CN=test -addext subjectAltName=DNS:embed.example.org"
             run(program("openssl"), *words.split(), "-keyout", str(key), "-out", str(certificate))
         self.port = free_port()
         server = re.search(r"(?m)^ +server 127\.0\.0\.1:6008(.*;)$", site)
