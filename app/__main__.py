@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from app.bulk import options
 from app.lifecycle import ExitCode
 from app.settings import Settings, SettingsError, load_settings, tame_threads
 
@@ -39,6 +40,12 @@ def main() -> int:
         print(error, file=sys.stderr)
         return ExitCode.SETTINGS_WRONG
     configure_logging(settings)
+    if arguments.command == "embed":
+        from app.bulk.run import embed
+
+        # It is the default again: until the run listens to signals, one that ends the process is no success.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return embed(settings, options.read(arguments))
     if arguments.command == "verify":
         from app.verify import verify
 
@@ -51,6 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m app", description="Embedding server for Qwen3-VL-Embedding.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve over HTTP, as config.env and the environment say (the default)")
+    options.add_arguments(commands.add_parser("embed", help="embed the rows of a file, or a folder of images, into a file"))
     commands.add_parser("verify", help="check the configured checkpoint against its published figure")
     commands.add_parser("configure", help="write config.env from config.env.example, with a new API key, where there is none")
     demo = commands.add_parser("demo", help="serve a checkpoint and ask it one question of every kind")
