@@ -395,7 +395,7 @@ def test_two_files_of_one_name_keep_apart(page: Browser, tmp_path: Path) -> None
 
 
 def test_it_waits_for_the_model(browser: Browser) -> None:
-    with process(FAKE_LOAD_SECONDS="4") as running:
+    with process(FAKE_LOAD_SECONDS="8") as running:
         url = address(running)
         browser.open(url)
         browser.until(lambda: browser.text("#state") == "Loading the model")
@@ -454,6 +454,8 @@ def send(url: str, count: int, body: dict[str, Any]) -> list[threading.Thread]:
                 reply.read()
         except HTTPError as error:
             error.close()
+        except OSError:
+            pass  # the server has ended
 
     threads = [threading.Thread(target=ask) for _ in range(count)]
     for thread in threads:
@@ -477,7 +479,7 @@ def test_load_is_seen(page: Browser, server: Process) -> None:
 
 
 def test_the_queue_is_seen_and_a_full_one_says_when_to_come_back(browser: Browser) -> None:
-    with process(FAKE_SECONDS_PER_BATCH="3", MAX_BATCH_SIZE="1", MAX_QUEUE_SIZE="3") as running:
+    with process(FAKE_SECONDS_PER_BATCH="15", MAX_BATCH_SIZE="1", MAX_QUEUE_SIZE="3") as running:
         url = address(running)
         open_ready(browser, url)
         browser.write("#key", KEY)
@@ -490,12 +492,10 @@ def test_the_queue_is_seen_and_a_full_one_says_when_to_come_back(browser: Browse
         browser.one("#embed").click()
         browser.until(lambda: "429" in browser.text("#problem"))
         assert " s from now." in browser.text("#problem")
-        for thread in threads:
-            thread.join()
-        browser.until(lambda: tile(browser, "Queue") == "0")
         browser.until(lambda: row(browser, "429") == ["1", "1"])
-        browser.until(lambda: row(browser, "of text") == ["4", "4"])
         browser.check_quiet(url, refused=(429,))
+    for thread in threads:
+        thread.join()
 
 
 def test_a_request_is_cancelled(browser: Browser) -> None:
@@ -704,11 +704,12 @@ def test_every_colour_of_the_matrix_is_legible(page: Browser, theme: str) -> Non
         """
         const values = Array.from({length: 201}, (_, index) => index / 100 - 1);
         const items = values.map(() => ({text: "x", image: null}));
-        document.querySelector("main").replaceChildren(it.heatmap([values], items, false, () => {}));
+        document.querySelector("#answer").hidden = false;
+        document.querySelector("#matrix").replaceChildren(it.heatmap([values], items, false, () => {}));
         """,
     )
     assert len(page.all("td[role=gridcell]")) == 201
-    assert page.contrasts()[0][0] >= 4.5
+    assert [(ratio, text) for ratio, least, text in page.contrasts() if ratio < least] == []
 
 
 def test_the_theme_is_chosen_and_kept(page: Browser, server: Process) -> None:
