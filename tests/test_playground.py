@@ -255,7 +255,7 @@ def test_the_key_is_shown_and_hidden_and_kept_nowhere(page: Browser) -> None:
 def test_a_missing_and_a_wrong_key_lead_to_its_field(page_with_refusals: Browser) -> None:
     page = page_with_refusals
     write_texts(page, DOG)
-    for key, words in (("", "The service needs a key."), ("sk-wröng", "The service does not know this key.")):
+    for key, words in (("", "The service needs a key."), ("sk-wröng-错", "The service does not know this key.")):
         page.write("#key", key)
         page.press(text_of(1), Keys.CONTROL, Keys.ENTER)
         page.until(lambda words=words: page.text("#key-error") == words)
@@ -266,6 +266,16 @@ def test_a_missing_and_a_wrong_key_lead_to_its_field(page_with_refusals: Browser
     assert not page.one("#key-error").is_displayed()
     page.press("#key", Keys.ENTER)
     page.until(lambda: page.all("#matrix td[role=gridcell]"))
+
+
+def test_a_key_of_any_script_opens_the_service(browser: Browser) -> None:
+    with process(API_KEY="test:schlüssel-密钥") as running:
+        url = address(running)
+        open_ready(browser, url)
+        browser.write("#key", "schlüssel-密钥")
+        write_texts(browser, DOG)
+        embed(browser)
+        browser.check_quiet(url)
 
 
 def test_an_input_at_fault_is_pointed_out(page_with_refusals: Browser, tmp_path: Path) -> None:
