@@ -241,7 +241,7 @@ def test_without_a_replica_the_answer_is_json(folder: Proxy) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/metrics", "/health", "/health/live", "/docs", "/assets/docs.css", "/openapi.json", "/v2/x"]
+    "path", ["/", "/metrics", "/health", "/health/live", "/docs", "/docs/docs.css", "/openapi.json", "/v2/x"]
 )
 def test_what_is_not_listed_is_closed(proxy: Proxy, path: str) -> None:
     reply = proxy.get(path)
@@ -251,7 +251,7 @@ def test_what_is_not_listed_is_closed(proxy: Proxy, path: str) -> None:
 
 def test_the_pages_open_with_their_line(folder: Proxy, replicas: list[Process]) -> None:
     with nginx(folder, [replica.port() for replica in replicas], WITH_PAGES) as proxy:
-        for path in ("/", "/assets/playground.js", "/docs", "/assets/docs.css", "/openapi.json"):
+        for path in ("/", "/docs", "/assets/docs.css", "/assets/playground.js", "/openapi.json"):
             assert proxy.get(path).status == 200
         assert b"embedding_ready 1.0" in proxy.get("/metrics").body
         assert proxy.get("/health").status == 404

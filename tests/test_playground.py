@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.browser import Browser, chromium
 from tests.hosts import ROOT, Process, process
+from tests.programs import free_port
 
 KEY = "sk-test"
 CASES = ROOT / "tests" / "conformance" / "cases"
@@ -524,9 +524,7 @@ def test_a_request_is_cancelled(browser: Browser) -> None:
 
 
 def test_a_restart_is_survived(browser: Browser) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     with process(PORT=port) as running:
         url = address(running)
         open_ready(browser, url)
