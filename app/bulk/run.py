@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -32,7 +32,7 @@ from app.bulk.progress import Progress
 from app.bulk.rows import Cursor, Fault, Row, Source, groups
 from app.bulk.sources import kind_of, open_source
 from app.engine import LoadModel
-from app.process import share_interpreter
+from app.process import freeze_heap, share_interpreter
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -53,19 +53,26 @@ def embed(settings: Settings, options: Options) -> int:
     """The exit code."""
     share_interpreter()
     try:
-        return asyncio.run(Run(settings, options).whole())
+        return asyncio.run(Run(settings, options, on_begin=freeze_heap).whole())
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return int(stopped.code)
 
 
 class Run:
-    """One. `load_model` is by default what the settings name."""
+    """One. `load_model` is by default what the settings name; `on_begin` is called when the model is there."""
 
-    def __init__(self, settings: Settings, options: Options, load_model: LoadModel | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        options: Options,
+        load_model: LoadModel | None = None,
+        on_begin: Callable[[], None] = lambda: None,
+    ) -> None:
         self._settings = settings
         self._options = options
         self._load_model = load_model
+        self._on_begin = on_begin
         self._journal = Journal(options.output)
         # Done, and not committed yet.
         self._pending: list[Answered] = []
@@ -116,6 +123,7 @@ class Run:
             else:
                 compare_models(known["model"], model, journal)
                 journal.resume()
+            self._on_begin()
             log.info("embedding %s into %s, from row %d on", options.input, options.output, journal.cursor.row)
             await self._all_groups(source, embedder, model["dimension"], interruption)
         journal.end()
