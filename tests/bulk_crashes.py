@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from app.bulk import run as module
+from app.bulk import stream
+from app.bulk.ending import Stopped
 from tests import bulk_runs
 from tests.fakes import FakeModel
 
@@ -35,7 +36,7 @@ def in_child(work: Callable[[], int]) -> int:
         os.dup2(2, 1)
         try:
             code = work()
-        except module.Stopped as stopped:
+        except Stopped as stopped:
             print(stopped, file=sys.stderr)
             code = int(stopped.code)
         finally:
@@ -80,7 +81,7 @@ def check(output: Path, code: int) -> None:
 
 
 def main(folder: Path, step: int, suffixes: list[str]) -> None:
-    module.COMMIT_ROWS = 10
+    stream.COMMIT_ROWS = 10
     source = bulk_runs.write_lines(
         folder / "in.jsonl", [{"id": row} if row in BAD else {"id": row, "text": f"text {row}"} for row in range(ROWS)]
     )

@@ -107,7 +107,7 @@ def test_parquet_says_what_it_holds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_ids_are_numbers_where_all_are(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "COMMIT_ROWS", 2)  # some parts have numbers alone
+    monkeypatch.setattr("app.bulk.stream.COMMIT_ROWS", 2)  # some parts have numbers alone
     for ids, found in (
         ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5]),
         ([1, 2, "x", 4, None], ["1", "2", "x", "4", None]),
@@ -346,7 +346,7 @@ def test_a_second_process_is_refused_and_harms_nothing(tmp_path: Path) -> None:
 
 
 def test_a_part_that_is_gone_or_damaged_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "COMMIT_ROWS", 10)
+    monkeypatch.setattr("app.bulk.stream.COMMIT_ROWS", 10)
     source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
     parts = stopped_in_the_middle(source, output).parts()
     assert len(parts) > 2

@@ -19,8 +19,9 @@ import pytest
 from app.bulk.ending import Stopped
 from app.bulk.items import Columns
 from app.bulk.journal import Journal
-from app.bulk.rows import Cursor, Row, Source, groups
+from app.bulk.rows import Cursor, Row, Source
 from app.bulk.sources import open_source
+from app.bulk.stream import LATE_S, SOON_S, Pace, groups
 from tests.bulk_runs import write_lines
 from tests.hosts import base64_of, picture, png
 
@@ -348,8 +349,20 @@ def test_groups_are_bounded_in_rows_and_bytes() -> None:
         return Row(number, None, b"x" * size, None, Cursor(number + 1))
 
     sizes = [1, 1, 1, 1, 5, 4, 1, 20, 1]
-    found = [[len(one.item or b"") for one in group] for group in groups(map(row, range(9), sizes), 3, 6)]
+    found = [[len(one.item or b"") for one in group] for group in groups(map(row, range(9), sizes), Pace(3), 6)]
     assert found == [[1, 1, 1], [1, 5], [4, 1], [20], [1]]
+
+
+def test_requests_grow_while_they_are_answered_soon_and_shrink_when_late() -> None:
+    pace = Pace(100)
+    sizes = [pace.rows]
+    for seconds in (SOON_S / 2,) * 3 + (SOON_S * 2,) + (LATE_S * 2,) * 9:
+        pace.took(seconds, pace.rows)
+        sizes.append(pace.rows)
+    assert sizes == [32, 64, 100, 100, 100, 50, 25, 12, 6, 3, 1, 1, 1, 1]
+    pace.took(SOON_S / 2, 7)  # of an earlier size: it says nothing of this one
+    pace.took(LATE_S * 2, 100)
+    assert pace.rows == 1
 
 
 def test_memory_is_bounded_whatever_the_size(tmp_path: Path) -> None:
@@ -369,7 +382,7 @@ def test_memory_is_bounded_whatever_the_size(tmp_path: Path) -> None:
         before = pa.total_allocated_bytes()
         tracemalloc.start()
         try:
-            for count, _ in enumerate(source.rows(Cursor()), start=1):  # noqa: B007
+            for count, _ in enumerate(source.rows(Cursor()), start=1):
                 if count % 100 == 0:
                     arrow = max(arrow, pa.total_allocated_bytes() - before)
             _, peak = tracemalloc.get_traced_memory()

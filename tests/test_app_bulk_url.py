@@ -217,8 +217,8 @@ def test_another_model_behind_the_same_address_ends_the_run(tmp_path: Path) -> N
 
 @asynccontextmanager
 async def plain_service(most: int, failing: int = 0) -> AsyncIterator[tuple[str, list[int]]]:
-    """An embeddings API of another make, which takes at most `most` inputs and refuses a request for any text with "bad" in it. Its
-    first `failing` replies are 500, or a broken connection. Yields its URL, and the sizes of what it was asked."""
+    """An embeddings API of another make, which takes at most `most` inputs and refuses a request for any text with "bad" in it.
+    Its first `failing` replies are 500, or a broken connection. Yields its URL, and the sizes of what it was asked."""
     model = FakeModel()
     asked: list[int] = []
 
