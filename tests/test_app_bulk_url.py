@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -27,8 +28,8 @@ from app.bulk.over_http import endpoint
 from app.bulk.run import Run
 from app.settings import ApiKey
 from tests.bulk_runs import leftovers, read, run, write_lines
-from tests.conformance.report import CHECKPOINT
-from tests.conftest import make_settings
+from tests.conformance.report import CHECKPOINT, load
+from tests.conftest import Serve, make_settings
 from tests.fakes import FakeModel
 from tests.hosts import ROOT, Process, base64_of, picture, process
 
@@ -45,8 +46,9 @@ def expected(count: int) -> np.ndarray:
 
 
 @contextmanager
-def service(module: str = "tests.fakes", **environment: str) -> Iterator[tuple[Process, str]]:
-    with process(module, **environment) as running:
+def service(**environment: str) -> Iterator[tuple[Process, str]]:
+    """The fake model, served by a process of its own."""
+    with process(**environment) as running:
         url = f"http://127.0.0.1:{running.port()}"
         running.until_status("ok", timeout=60)
         yield running, url
@@ -82,7 +84,7 @@ def parts(output: Path) -> list[str]:
 # Ours
 
 
-def test_over_http_it_is_the_same_as_here(tmp_path: Path) -> None:
+async def test_over_http_it_is_the_same_as_here(serve: Serve, tmp_path: Path) -> None:
     """The miniature checkpoint, texts and images and bad rows, by both ways: the same vectors, fingerprint and reasons."""
     (tmp_path / "a.png").write_bytes(b"no image")
     items: list[Any] = [f"text {row}" for row in range(40)]
@@ -92,11 +94,11 @@ def test_over_http_it_is_the_same_as_here(tmp_path: Path) -> None:
         b"{",
     ]
     source = write_lines(tmp_path / "in.jsonl", items)
+    client = await serve(load("float32"))
+    options = Options(source, tmp_path / "http.parquet", url=f"http://127.0.0.1:{client.port}", request_rows=7, quiet=True)
+    assert await Run(make_settings(), options).whole() == Ending.BAD_ROWS
     settings = {"MODEL_PATH": str(CHECKPOINT), "DEVICE": "cpu", "EMBEDDING_DIMENSION": "native"}
-    with service("app", **settings) as (_, url):
-        code, _, said = ended(command(source, "http.parquet", "--url", url, "--request-rows", 7, folder=tmp_path))
-    assert code == 4, said
-    code, _, said = ended(command(source, "here.parquet", folder=tmp_path, **settings))
+    code, _, said = await asyncio.to_thread(ended, command(source, "here.parquet", folder=tmp_path, **settings))
     assert code == 4, said
     http, here = read(tmp_path / "http.parquet"), read(tmp_path / "here.parquet")
     assert http.rows == here.rows == list(range(45))
@@ -160,11 +162,11 @@ def test_a_service_that_goes_away_and_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_is_stopped_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", texts(1000)), tmp_path / "out.parquet"
-    with service(FAKE_SECONDS_PER_BATCH="0.02") as (_, url):
+    with service(FAKE_SECONDS_PER_BATCH="0.1") as (_, url):
         options = ("--url", url, "--request-rows", 10, "--concurrency", 1)
         begun = command(source, output, *options, folder=tmp_path)
         if number is signal.SIGKILL:
-            until(lambda: parts(output), begun)  # within COMMIT_EVERY_S
+            until(lambda: parts(output), begun)  # within COMMIT_EVERY_S, half of the time that all takes
         else:
             until((tmp_path / "out.parquet.parts" / "manifest.json").exists, begun)
             time.sleep(0.3)
@@ -180,6 +182,22 @@ def test_a_command_that_is_stopped_goes_on(number: signal.Signals, tmp_path: Pat
     assert written.rows == written.ids == list(range(1000))
     assert np.array_equal(written.vectors, expected(1000))
     assert not leftovers(output)
+
+
+def test_a_full_disk_ends_the_run_which_goes_on(tmp_path: Path) -> None:
+    """As far as a limit on the size of files plays one."""
+    source, output = write_lines(tmp_path / "in.jsonl", texts(1000)), tmp_path / "out.jsonl"
+    with service() as (_, url):
+        arguments = [sys.executable, "-m", "app", "embed", str(source), str(output), "--url", url]
+        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "API_KEY": KEY}
+        limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *arguments]
+        done = subprocess.run(limited, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 5 and "Traceback" not in done.stderr
+        assert "cannot be written: File too large" in done.stderr and "the same command goes on" in done.stderr
+        assert not output.exists() and parts(output)
+        code, _, said = ended(command(source, output, folder=tmp_path, MODEL_PATH="none"))
+        assert code == 0, said  # all was embedded: no model is needed to write it
+    assert np.allclose(read(output).vectors, expected(1000))
 
 
 def test_a_wrong_key_ends_the_run_and_is_never_shown(tmp_path: Path) -> None:

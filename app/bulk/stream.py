@@ -27,7 +27,7 @@ MOST_BYTES = 8 << 20
 # under way.
 COMMIT_ROWS = 65_536
 COMMIT_BYTES = 32 << 20
-COMMIT_EVERY_S = 10.0
+COMMIT_EVERY_S = 5.0
 # A request begins with so many rows. One that is answered sooner may be larger, one that takes longer is too large: it would hold
 # up the commit, and pass a service's deadline.
 FIRST_ROWS = 32
