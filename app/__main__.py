@@ -20,6 +20,10 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def main() -> int:
     """The exit code of the command named on the command line."""
     arguments = parse_arguments()
+    if arguments.command == "bench":
+        from app.bench import bench
+
+        return bench(arguments.rest)
     tame_threads()
     if arguments.command == "configure":
         from app.configure import configure
@@ -63,7 +67,14 @@ def parse_arguments() -> argparse.Namespace:
     demo.add_argument("--random-weights", action="store_true", help="say that its vectors carry no meaning")
     demo.add_argument("--port", type=int, default=6008)
     demo.add_argument("--once", action="store_true", help="end after the table; not 0 if a request failed")
-    arguments = parser.parse_args()
+    # Its options are its own, --help among them.
+    commands.add_parser(
+        "bench", help="measure this machine: forward pass and service, or the service beside a peer", add_help=False
+    )
+    arguments, rest = parser.parse_known_args()
+    if rest and arguments.command != "bench":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
     arguments.command = arguments.command or "serve"
     return arguments
 

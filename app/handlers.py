@@ -1,4 +1,4 @@
-"""One short coroutine per endpoint."""
+"""One short coroutine per endpoint; those of the pages are in app.pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 import orjson
@@ -29,9 +28,6 @@ log = logging.getLogger(__name__)
 
 # Bodies from here on are read off the event loop: about a millisecond of work.
 LARGE_BODY_BYTES = 64 * 1024
-
-_DOCS = {"docs.html": "text/html", "docs.js": "text/javascript", "docs.css": "text/css"}
-_DOCS_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'"
 
 
 async def create_embeddings(request: web.Request) -> web.Response:
@@ -134,20 +130,9 @@ async def openapi(request: web.Request) -> web.Response:
             dimension=embedding_dimension(request.app),
             max_inputs=settings.max_inputs_per_request,
             auth_required=not settings.auth_disabled,
+            playground=settings.playground,
         )
     )
-
-
-async def docs(request: web.Request) -> web.Response:
-    """GET /docs"""
-    return static_reply("docs.html")
-
-
-async def docs_asset(request: web.Request) -> web.Response:
-    """GET /docs/{name}"""
-    if request.match_info["name"] not in _DOCS:
-        raise web.HTTPNotFound
-    return static_reply(request.match_info["name"])
 
 
 async def read_request(request: web.Request, memory: MemoryShare) -> EmbeddingRequest:
@@ -250,9 +235,3 @@ def preview_row(index: int, row: Description | Exception, param: str | None) -> 
 
 def json_reply(body: dict[str, Any], status: int = 200) -> web.Response:
     return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
-
-
-def static_reply(name: str) -> web.Response:
-    headers = {"Content-Security-Policy": _DOCS_POLICY, "X-Content-Type-Options": "nosniff"}
-    body = files("app").joinpath("static", name).read_bytes()
-    return web.Response(body=body, content_type=_DOCS[name], charset="utf-8", headers=headers)

@@ -35,7 +35,7 @@ def create_app(
         on_failure=partial(end_on_failure, app[LIFECYCLE]),
     )
     app[METRICS], app[SCHEDULER], app[MEMORY] = engine.metrics, engine.scheduler, engine.memory
-    add_routes(app.router)
+    add_routes(app.router, settings.playground)
     app.cleanup_ctx.append(run_engine)
     return app
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from models.base import DeviceLost, DeviceUnavailable, OutOfDeviceMemory
+from models.base import DeviceLost, DeviceUnavailable, OutOfDeviceMemory, PreparedInput
 
 # What a CPU's allocator says, and CUDA and its libraries where they allocate past torch's own.
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
 
 HALF = (torch.bfloat16, torch.float16)
+
+Forward = Callable[[Sequence[PreparedInput]], npt.NDArray[np.float32]]
 
 
 def resolve_device(setting: str) -> str:
@@ -53,6 +58,15 @@ def choose_dtype(setting: str, checkpoint: torch.dtype, device: torch.device) ->
 def _cpu_has_bfloat16() -> bool:
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def run(forward: Forward, batch: Sequence[PreparedInput]) -> npt.NDArray[np.float32]:
+    """What `forward` makes of a batch. Raises OutOfDeviceMemory, DeviceLost, as `translate` has them."""
+    try:
+        return forward(batch)
+    except Exception as error:
+        failure = translate(error)
+    raise failure
 
 
 def translate(error: Exception) -> Exception:

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 # What a model reads, and never code. A layer of a sentence-transformers model lies in a folder such as 1_Pooling.
 _LAYER = r"\d+_\w+/"
 _NEEDED = re.compile(rf"({_LAYER})?[^/]+\.(json|jinja|txt|model|safetensors)")
+_PICKLED_LAYERS = " It has pickled ones (pytorch_model.bin), which run code: ALLOW_PICKLE=true allows them."
 _HUB_TIMEOUT_S = 30.0
 _KEPT = "what has come is kept, and the next start goes on"
 
@@ -154,7 +155,8 @@ def _download(path: Path, model_id: str, allow_pickle: bool, endpoint: str | Non
         api.snapshot_download(model_id, revision=revision, local_dir=folder, allow_patterns=patterns)
     _verify(folder, files)
     if found := list(faults(folder, allow_pickle)):
-        raise _HubError(f"The repository {model_id} holds no whole model: {'; '.join(found[:5])}.")
+        way = _PICKLED_LAYERS if not allow_pickle and _has_pickled_layers(info) else ""
+        raise _HubError(f"The repository {model_id} holds no whole model: {'; '.join(found[:5])}.{way}")
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     folder.rename(path)
     log.info("%s is whole, in %s.", model_id, path)
@@ -208,6 +210,13 @@ def _needed_files(info: ModelInfo, allow_pickle: bool) -> tuple[str, list[_Remot
     if info.sha is None:
         raise _HubError(f"The hub does not say at which commit {info.id} stands.")
     return info.sha, [_remote_file(sibling) for sibling in siblings if needed.fullmatch(sibling.rfilename)]
+
+
+def _has_pickled_layers(info: ModelInfo) -> bool:
+    """Whether a layer's weights are there in pickle format alone: they were not fetched."""
+    names = {sibling.rfilename for sibling in info.siblings or []}
+    pickled = {name.rpartition("/")[0] for name in names if re.fullmatch(rf"{_LAYER}pytorch_model\.bin", name)}
+    return any(f"{folder}/model.safetensors" not in names for folder in pickled)
 
 
 def _remote_file(sibling: RepoSibling) -> _RemoteFile:

@@ -98,6 +98,32 @@ def test_the_seam_needs_no_torch() -> None:
     assert not of("models", imports("models.base"))
 
 
+# What they share is in none of them.
+FAMILIES = ("models.qwen3_vl", "models.text_encoder")
+
+
+def family_of(module: str) -> str:
+    """The family that a module of models belongs to, "" for what they share."""
+    return next((family for family in FAMILIES if of(family, {module})), "")
+
+
+def test_every_package_of_models_is_a_family_or_shared() -> None:
+    packages = {".".join(module.split(".")[:2]) for module in MODULES if module.startswith("models.") and module.count(".") > 1}
+    assert packages == {*FAMILIES, "models.packed"}
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("models.")])
+def test_families_of_models_do_not_know_each_other(module: str) -> None:
+    known = {family_of(name) for name in imports(module)} - {""}
+    assert known <= {family_of(module)}
+    # The device's work is shared, and knows neither checkpoints nor where models come from.
+    if of("models.packed", {module}):
+        assert all(
+            name.startswith("models.packed.") or name in ("models.base", "models.pooling")
+            for name in of("models", imports(module))
+        )
+
+
 ARROWS = {
     "app.embedding_service": {"models.base", "models.pooling"},
     # The composition root.

@@ -10,10 +10,10 @@ import torch
 
 from models.base import ImageGrid, PreparedImage
 from models.demo import OTHER, TINY, write_demo_checkpoint
-from models.qwen3_vl.attention import AttentionKernel, SdpaKernel
-from models.qwen3_vl.staging import Staging
+from models.packed.attention import AttentionKernel, SdpaKernel
+from models.packed.staging import Staging
+from models.packed.varlen import VarlenKernel
 from models.qwen3_vl.tower import PixelNormalizer, VisionTower, make_table
-from models.qwen3_vl.varlen import VarlenKernel
 from models.qwen3_vl.vision import VisionSpec
 from tests import varlen_cpu  # noqa: F401 - the kernel for this test's device
 from tests.oracle import Oracle

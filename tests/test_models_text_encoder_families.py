@@ -9,51 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
 
 from models import rates
 from models.base import EmbeddingInput, EmbeddingModel
-from models.qwen3_vl import staging
-from models.qwen3_vl.varlen import VarlenKernel
-from models.registry import ADAPTERS, load_model
+from models.packed import staging
+from models.packed.varlen import VarlenKernel
+from models.registry import ADAPTERS
 from models.text_encoder import adapter, forward
 from models.text_encoder.forward import EncoderForward
 from models.text_encoder.padded import PaddedStates
 from tests import varlen_cpu  # noqa: F401 - the kernel for this test's device
-from tests.oracle import cosines
-from tests.text_checkpoints import FAMILIES, WIDTH, WORDS, dense, write_checkpoint, write_json
-
-SAME = 0.99999
-LENGTHS = (0, 1, 2, 3, 5, 5, 8, 8, 9, 13, 17, 21, 30, 30, 40, 60)
-TEXTS = [" ".join(np.random.default_rng(100 + i).choice(WORDS[:60], n)) for i, n in enumerate(LENGTHS)]
-
-Rows = npt.NDArray[np.float32]
-
-
-def load(path: Path, **changes: Any) -> EmbeddingModel:
-    settings: dict[str, Any] = {
-        "device": "cpu", "dtype": "float32", "max_image_width": 512, "max_image_height": 512, "allow_pickle": False
-    }  # fmt: skip
-    return load_model(path, **{**settings, **changes})
-
-
-def embed(model: EmbeddingModel, texts: list[str], instruction: str | None = None) -> Rows:
-    return model.embed([model.prepare(EmbeddingInput((text,), instruction, truncate=True)) for text in texts])
-
-
-def oracle(path: Path, texts: list[str], prompt: str | None = None) -> Rows:
-    """The library's vectors, each text alone."""
-    model = SentenceTransformer(str(path), device="cpu", local_files_only=True)
-    rows = [model.encode([text], prompt=prompt, normalize_embeddings=True, show_progress_bar=False)[0] for text in texts]
-    return np.stack(rows)
-
-
-def same(one: Rows, other: Rows, bar: float = SAME) -> None:
-    assert one.shape == other.shape
-    assert cosines(one, other).min() >= bar
+from tests.oracle import Rows, cosines
+from tests.text_checkpoints import (
+    FAMILIES,
+    WIDTH,
+    config_of,
+    dense,
+    draw_model,
+    tokenizer_of,
+    write_checkpoint,
+    write_json,
+)
+from tests.text_oracle import TEXTS, embed, library, load, oracle, same
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -149,7 +128,7 @@ def test_info(model: EmbeddingModel, family: str) -> None:
 
 
 def test_ids_are_the_stock_tokenizers(model: EmbeddingModel, path: Path) -> None:
-    stock = SentenceTransformer(str(path), device="cpu", local_files_only=True).tokenizer
+    stock = library(path).tokenizer
     for text in [*TEXTS, " a  b\n", "ÀÉ 海边", "\t"]:
         ids = model.prepare(EmbeddingInput((text,), truncate=True)).token_ids.tolist()
         assert ids == stock(text, truncation=True)["input_ids"]
@@ -207,6 +186,12 @@ def test_what_comes_after_pooling(tmp_path: Path, heads: list[Any]) -> None:
     rows = embed(model, TEXTS)
     assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-5
     same(rows, oracle(folder, TEXTS))
+
+
+@pytest.mark.parametrize("name", ["LeakyReLU", "SELU", "Hardswish"])
+def test_an_activation_is_looked_up_by_its_name(tmp_path: Path, name: str) -> None:
+    folder = write_checkpoint(tmp_path / "model", heads=[dense(WIDTH, 20, activation=f"activation.{name}")])
+    same(embed(load(folder), TEXTS[1:5]), oracle(folder, TEXTS[1:5]))
 
 
 def test_a_pickled_layer_only_where_allowed(tmp_path: Path) -> None:
@@ -294,6 +279,83 @@ def test_a_decoder_that_sees_otherwise_is_run_by_its_own_modules(tmp_path: Path,
     other = embed(load(folder), TEXTS)
     same(other, oracle(folder, TEXTS))
     assert cosines(causal, other).min() < 0.99
+
+
+def yarn(factor: float) -> dict[str, Any]:
+    return {"rope_type": "yarn", "rope_theta": 5000.0, "factor": factor, "original_max_position_embeddings": 32}
+
+
+TWO_THETAS = {"full_attention": {"rope_type": "default", "rope_theta": 90.0}, "sliding_attention": {"rope_theta": 7.0}}
+# config.json of a checkpoint as transformers 4 wrote it: what has another name today, and what it was.
+OF_OLD = {
+    "modernbert": ({"rope_parameters", "layer_types"},
+                   {"global_rope_theta": 90.0, "local_rope_theta": 7.0, "global_attn_every_n_layers": 2}),
+    "qwen3": ({"rope_parameters", "layer_types"}, {"rope_theta": 5000.0, "rope_scaling": yarn(3.0)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("bert", {"hidden_act": "silu", "layer_norm_eps": 1e-3, "num_attention_heads": 2}),
+        ("bert", {"type_vocab_size": 4}),
+        ("distilbert", {"sinusoidal_pos_embds": True, "activation": "relu"}),
+        ("modernbert", {"rope_parameters": TWO_THETAS, "global_attn_every_n_layers": 2, "mlp_bias": True}),
+        ("modernbert", {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"] + ["full_attention"] * 2}),
+        ("modernbert", {"local_attention": 8, "norm_bias": False, "attention_bias": False, "hidden_activation": "silu"}),
+        ("mpnet", {"hidden_act": "relu", "layer_norm_eps": 1e-3}),
+        ("qwen3", {"rope_parameters": yarn(3.0), "attention_bias": True}),
+        ("qwen3", {"num_key_value_heads": 1, "head_dim": 32, "rms_norm_eps": 1e-3}),
+        ("xlm-roberta", {"type_vocab_size": 1}),
+    ],
+)
+def test_what_config_json_may_say(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
+    plain = config_of(kind, tokenizer_of(kind)).to_dict()
+    if "layer_types" not in changes and kind == "modernbert":
+        plain.pop("layer_types")
+    config = type(config_of(kind, tokenizer_of(kind)))(**{**plain, **changes})
+    folder = write_checkpoint(tmp_path / "model", kind, model=draw_model(config))
+    model = load(folder)
+    test_every_family_is_packed(model)
+    rows = embed(model, TEXTS)
+    same(rows, oracle(folder, TEXTS))
+    # What is changed does matter.
+    written = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**written, **{name: plain.get(name) for name in changes if name in MATTERS}})
+    if MATTERS & changes.keys():
+        assert cosines(embed(load(folder), TEXTS), rows).min() < 0.9999
+
+
+MATTERS = {"hidden_act", "activation", "rope_parameters", "layer_types", "hidden_activation"}
+
+
+@pytest.mark.parametrize(("kind", "padding"), [("roberta", 0), ("xlm-roberta", 5), ("mpnet", 8)])
+def test_a_padding_token_that_is_not_the_tokenizers(tmp_path: Path, kind: str, padding: int) -> None:
+    """These models count no place for config.json's padding token, and here texts have it: their own modules know."""
+    plain = config_of(kind, tokenizer_of(kind))
+    config = type(plain)(**{**plain.to_dict(), "pad_token_id": padding})
+    folder = write_checkpoint(tmp_path / "model", kind, model=draw_model(config), transformer={"max_seq_length": 100})
+    model = load(folder)
+    ids = {id for text in TEXTS for id in model.prepare(EmbeddingInput((text,), truncate=True)).token_ids.tolist()}
+    assert padding in ids
+    same(embed(model, TEXTS), oracle(folder, TEXTS))
+
+
+@pytest.mark.parametrize("kind", OF_OLD)
+def test_a_config_as_transformers_4_wrote_it(tmp_path: Path, kind: str) -> None:
+    new = {
+        "modernbert": {"rope_parameters": TWO_THETAS, "global_attn_every_n_layers": 2},
+        "qwen3": {"rope_parameters": yarn(3.0)},
+    }
+    made = config_of(kind, tokenizer_of(kind))
+    plain = {name: value for name, value in made.to_dict().items() if name not in ("layer_types", "rope_parameters")}
+    folder = write_checkpoint(tmp_path / "model", kind, model=draw_model(type(made)(**{**plain, **new[kind]})))
+    expected = oracle(folder, TEXTS)
+    without, old = OF_OLD[kind]
+    written = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**{name: value for name, value in written.items() if name not in without}, **old})
+    same(embed(load(folder), TEXTS), expected)
+    same(oracle(folder, TEXTS), expected)
 
 
 def test_lower_case(tmp_path: Path) -> None:

@@ -8,15 +8,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+)
 
-from models.base import EmbeddingModel, ModelLoadError
+from models.base import ModelLoadError
 from models.checkpoint import check_complete
-from models.registry import load_model
 from models.text_encoder.folder import Folder
-from tests.text_checkpoints import WIDTH, dense, write_checkpoint, write_json
+from tests.text_checkpoints import FAMILIES, WIDTH, config_of, dense, model_of, tokenizer_of, write_checkpoint, write_json
+from tests.text_oracle import TEXTS, embed, load, oracle, same
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +36,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "model"))
-
-
-def load(path: Path, **changes: Any) -> EmbeddingModel:
-    settings: dict[str, Any] = {
-        "device": "cpu", "dtype": "float32", "max_image_width": 0, "max_image_height": 0, "allow_pickle": False
-    }  # fmt: skip
-    return load_model(path, **{**settings, **changes})
 
 
 def change(file: Path, **values: Any) -> None:
@@ -96,8 +97,8 @@ def test_a_module_without_files_needs_none(folder: Path) -> None:
 
 
 STRANGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no modules.json": (
-        lambda f: (f / "modules.json").unlink(), "modules.json is missing, which says how the tokens of a bert model are pooled"
+    "a chat template and no modules.json": (
+        lambda f: ((f / "modules.json").unlink(), (f / "chat_template.jinja").write_text("{{ messages }}")), "has a chat template"
     ),
     "modules.json of another form": (lambda f: write_json(f / "modules.json", {"a": 1}), "is not a list of modules"),
     "an unknown module": (
@@ -122,7 +123,7 @@ STRANGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: change(f / "2_Dense/config.json", bias=False), "its weights are not those of a dense layer of 48 components"
     ),
     "an unknown default prompt": (
-        lambda f: change(f / "config_sentence_transformers.json", default_prompt_name="query"), "'query', which is none of its"
+        lambda f: change(f / "config_sentence_transformers.json", default_prompt_name="web"), "'web', which is none of its"
     ),
     "another model_type": (lambda f: change(f / "config.json", model_type="t5"), "model_type 't5' is not known; known are"),
     "weights of another model": (
@@ -191,7 +192,7 @@ def test_the_names_of_today(folder: Path) -> None:
     for index, name in enumerate(names):
         rename_module(folder, index, type=f"sentence_transformers.{name}")
     write_json(folder / "1_Pooling/config.json", {"embedding_dimension": WIDTH, "pooling_mode": "cls", "include_prompt": True})
-    read = Folder.read(folder, "bert")
+    read = Folder.read(folder, BertConfig())
     assert (read.modes, [head.kind for head in read.heads]) == (("cls",), ["Dense", "Normalize"])
 
 
@@ -206,3 +207,64 @@ def test_a_limit_beyond_the_places_that_there_are(folder: Path) -> None:
 def test_places_after_the_paddings_own(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "xlm-roberta", transformer={"max_seq_length": 512})
     assert load(folder).info.max_tokens == 128
+
+
+# --- A folder without modules.json ---------------------------------------------------------------------------------------------
+
+HEADS = {
+    "bert": AutoModelForMaskedLM, "distilbert": AutoModelForMaskedLM, "modernbert": AutoModelForMaskedLM,
+    "mpnet": AutoModelForMaskedLM, "qwen3": AutoModelForCausalLM, "roberta": AutoModelForMaskedLM,
+    "xlm-roberta": AutoModelForSequenceClassification,
+}  # fmt: skip
+
+
+def write_plain(path: Path, family: str, kind: Any) -> Path:
+    """A model with its head, as transformers saves it: the transformer's weights are named after it."""
+    model = kind.from_config(config_of(family, tokenizer_of(family)))
+    missing, left = model.base_model.load_state_dict(model_of(family).state_dict(), strict=False)
+    assert not missing
+    assert all("pooler" in name for name in left)
+    model.save_pretrained(path)
+    tokenizer_of(family).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("head", [True, False], ids=["with a head", "bare"])
+def test_a_plain_folder_is_taken_as_the_library_takes_it(
+    tmp_path: Path, family: str, head: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_plain(tmp_path / "model", family, HEADS[family] if head else AutoModel)
+    names = load_file(folder / "model.safetensors").keys()
+    assert any(name.startswith(("bert.", "distilbert.", "model.", "mpnet.", "roberta.")) for name in names) is head
+    model = load(folder)
+    assert model.info.max_tokens == (128 if family in ("mpnet", "roberta", "xlm-roberta") else 130)
+    warned = "modules.json, which says how tokens are pooled" in caplog.text
+    # Past the places that an XLM-R has the library fails.
+    texts = [text for text in TEXTS if len(text) < 150]
+    rows = embed(model, texts)
+    if family == "qwen3":
+        assert not warned
+        if not head:
+            # The library takes the mean of a Qwen3Model, which for Qwen3-Embedding is not right.
+            change(folder / "config.json", architectures=["Qwen3ForCausalLM"])
+    else:
+        assert warned
+    same(rows, oracle(folder, texts))
+    same(np.concatenate([embed(model, [text]) for text in texts]), rows)
+
+
+def test_a_plain_decoder_that_sees_both_ways_is_pooled_by_its_mean(tmp_path: Path) -> None:
+    folder = write_plain(tmp_path / "model", "qwen3", AutoModelForCausalLM)
+    change(folder / "config.json", is_causal=False)
+    same(embed(load(folder), TEXTS), oracle(folder, TEXTS))
+
+
+def test_a_masked_model_under_modules_json(folder: Path) -> None:
+    """Saved with its head: the same weights, under names that begin with the model's."""
+    before = embed(load(folder), TEXTS)
+    weights = load_file(folder / "model.safetensors")
+    heads = {"cls.predictions.bias": torch.ones(3), "cls.predictions.transform.dense.weight": torch.ones(2, 2)}
+    named = {f"bert.{name}": tensor for name, tensor in weights.items()}
+    save_file({**named, **heads}, folder / "model.safetensors", metadata={"format": "pt"})
+    same(embed(load(folder), TEXTS), before)

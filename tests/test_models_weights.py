@@ -447,8 +447,11 @@ def test_a_pickled_layer_comes_only_where_allowed(path: Path, hub: FakeHub, allo
         download(path, hub, allow_pickle=True)
         assert set(content(path)) == NEEDED | {"2_Dense/config.json", "2_Dense/pytorch_model.bin"}
     else:
-        with pytest.raises(ModelLoadError, match="2_Dense: the weights"):
+        with pytest.raises(ModelLoadError, match=r"2_Dense: the weights .* It has pickled ones.*ALLOW_PICKLE=true allows"):
             download(path, hub)
+        del hub.files["2_Dense/pytorch_model.bin"]
+        hub.commit = "1" * 40
+        assert "ALLOW_PICKLE" not in refusal(path, hub)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])

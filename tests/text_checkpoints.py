@@ -145,8 +145,11 @@ FAMILIES = ("bert", "distilbert", "modernbert", "mpnet", "qwen3", "roberta", "xl
 
 @cache
 def model_of(family: str, seed: int = 0) -> Any:
-    tokenizer = tokenizer_of(family)
-    model = AutoModel.from_config(config_of(family, tokenizer), dtype=torch.float32).eval()
+    return draw_model(config_of(family, tokenizer_of(family)), seed)
+
+
+def draw_model(config: Any, seed: int = 0) -> Any:
+    model = AutoModel.from_config(config, dtype=torch.float32).eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for name, parameter in model.named_parameters():
@@ -171,12 +174,13 @@ def write_checkpoint(
     heads: Sequence[tuple[str, dict[str, Any], dict[str, torch.Tensor]]] = (("Normalize", {}, {}),),
     transformer: dict[str, Any] | None = None,
     prompts: dict[str, Any] | None = None,
+    model: Any = None,
 ) -> Path:
     """`heads` are classes of the library with their configs and weights; `transformer` is sentence_bert_config.json, `prompts`
     config_sentence_transformers.json."""
     path.mkdir(parents=True)
     tokenizer_of(family).save_pretrained(path)
-    model_of(family).save_pretrained(path)
+    (model or model_of(family)).save_pretrained(path)
     default = {"pooling_mode_lasttoken" if family == "qwen3" else "pooling_mode_mean_tokens": True}
     config = {"word_embedding_dimension": WIDTH, **(pooling or default)}
     rows: list[tuple[str, dict[str, Any], dict[str, torch.Tensor]]] = [("Pooling", config, {}), *heads]

@@ -26,6 +26,7 @@ from models.base import (
     PreparedInput,
 )
 from models.fingerprint import fingerprint
+from models.pretrained import load_pretrained
 from models.qwen3_vl.packed import PackedForward
 from models.qwen3_vl.prompt import Fitted, Prompt, PromptTokenizer, tidy_instruction
 from models.qwen3_vl.reference import ReferenceForward
@@ -57,7 +58,7 @@ class Qwen3VLEmbedding:
         self._tokenizer = PromptTokenizer(processor)
         _check_processor(self._spec, self._tokenizer, config)
         chosen = devices.choose_dtype(dtype, devices.checkpoint_dtype(config), self._device)
-        model = _load_weights(path, chosen, allow_pickle).to(self._device).eval()
+        model = load_pretrained(Qwen3VLModel, path, chosen, allow_pickle).to(self._device).eval()
         self._max_tokens: int = config.text_config.max_position_embeddings
         digest = fingerprint(
             path, model.state_dict(), settings={"dtype": str(chosen), "image_limits": (limits.max_width, limits.max_height)}
@@ -140,11 +141,7 @@ class Qwen3VLEmbedding:
 
     def embed(self, batch: Sequence[PreparedInput]) -> npt.NDArray[np.float32]:
         """Unit vectors, float32 of shape (len(batch), width). Raises OutOfDeviceMemory, DeviceLost."""
-        try:
-            return self._forward(batch)
-        except Exception as error:
-            failure = devices.translate(error)
-        raise failure
+        return devices.run(self._forward, batch)
 
     def warm_up(self) -> float:
         """Run texts of growing number and an image, compiled where that pays; tokens per second of the largest batch of texts."""
@@ -176,24 +173,6 @@ class Qwen3VLEmbedding:
         }
         parts = [part if isinstance(part, str) else grids[index].num_tokens for index, part in enumerate(item.parts)]
         return self._tokenizer.prompt(instruction, parts), tuple(grids.values())
-
-
-def _load_weights(path: Path, dtype: torch.dtype, allow_pickle: bool) -> Any:
-    """The model's modules with the checkpoint's weights, every one of them: what is left out would be random."""
-    model, report = Qwen3VLModel.from_pretrained(
-        path,
-        dtype=dtype,
-        local_files_only=True,
-        use_safetensors=None if allow_pickle else True,
-        weights_only=True,
-        ignore_mismatched_sizes=True,  # they are named below
-        output_loading_info=True,
-    )
-    misshapen = [name for name, *_ in report["mismatched_keys"]]
-    for names, fault in ((report["missing_keys"], "missing"), (misshapen, "of another shape than config.json says")):
-        if names:
-            raise ModelLoadError(f"{path}: {len(names)} weights are {fault}, {min(names)} among them")
-    return model
 
 
 def _check_processor(spec: VisionSpec, tokenizer: PromptTokenizer, config: Any) -> None:

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from models.base import PreparedImage
-from models.qwen3_vl.attention import AttentionKernel
-from models.qwen3_vl.staging import Staging
+from models.packed.attention import AttentionKernel
+from models.packed.staging import Staging
 from models.qwen3_vl.vision import VisionSpec
 
 # Grids whose tables are kept: 60 KiB for an image of 512 x 512.

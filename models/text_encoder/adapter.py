@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from models import devices, rates
 from models.base import (
@@ -25,11 +26,13 @@ from models.base import (
     PreparedInput,
 )
 from models.fingerprint import fingerprint
-from models.qwen3_vl.staging import Staging
-from models.qwen3_vl.varlen import Heads as AttentionHeads
-from models.qwen3_vl.varlen import choose_kernel
-from models.text_encoder.decoder import DecoderForward, is_plain
-from models.text_encoder.folder import Folder, read_json
+from models.packed.attention import Heads as AttentionHeads
+from models.packed.decoder import Decoder, is_plain
+from models.packed.forward import DecoderForward
+from models.packed.staging import Staging
+from models.packed.varlen import choose_kernel
+from models.pretrained import load_pretrained
+from models.text_encoder.folder import Folder
 from models.text_encoder.forward import EncoderForward, TokenStates
 from models.text_encoder.heads import Heads
 from models.text_encoder.modernbert import ModernBertEncoder
@@ -37,7 +40,11 @@ from models.text_encoder.padded import ROW_SEQUENCES, PaddedStates
 from models.text_encoder.pooling import Pooling
 from models.text_encoder.post_norm import NAMES, PostNormEncoder, position_offset
 from models.text_encoder.prompt import Fitted, InstructionForm, Prompt, TextTokenizer, instruct, verbatim
-from models.text_encoder.weights import load_transformer
+from models.text_encoder.settings import read_json
+
+# A layer that reads the first token's state, which no pooling of ours does: many checkpoints do not have it.
+_UNUSED = "pooler."
+log = logging.getLogger(__name__)
 
 _NO_IMAGES = "this model embeds text only: send no image"
 
@@ -59,16 +66,26 @@ class TextEmbedding:
         refuse_own_code(path)
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         stock = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        self._folder = Folder.read(path, config.model_type)
+        self._folder = Folder.read(path, config)
+        if stock.chat_template and self._folder.is_plain and config.model_type != "qwen3":
+            raise ModelLoadError(f"{path}: its tokenizer has a chat template, and no modules.json says that texts go without it")
         self._instruction_form = _instruction_form(self._folder, config.model_type)
-        self._tokenizer = TextTokenizer(stock, self._folder.lower_case)
+        self._tokenizer = TextTokenizer(stock, self._folder.settings.lower_case)
+        _check_prompt(path, self._folder.settings.default_prompt, self._tokenizer.specials)
+        if stock.truncation_side != "right":
+            log.warning("%s: its tokenizer cuts a text's beginning; here `truncate` cuts its end", path)
         chosen = devices.choose_dtype(dtype, devices.checkpoint_dtype(config), self._device)
-        model = load_transformer(path, chosen, allow_pickle).to(self._device).eval()
+        model = load_pretrained(AutoModel, path, chosen, allow_pickle, unused=_UNUSED).to(self._device).eval()
+        # Keys and values are never kept.
+        model.config.use_cache = False
         heads = Heads(self._folder, config.hidden_size * len(self._folder.modes), self._device, allow_pickle)
         self._max_tokens = _max_tokens(self._folder, stock, model)
         digest = fingerprint(
             path, {**model.state_dict(), **heads.state}, settings={"dtype": str(chosen), "folder": self._folder.summary()}
         )
+        if config.model_type in NAMES and (offset := position_offset(model)) and self._tokenizer.may_read(offset - 1):
+            # The padding token has no place of its own, as only transformers' modules know.
+            backend = "reference"
         self._forward = _choose_forward(model, self._folder, heads, Staging(self._device), backend)
         self.info = ModelInfo(
             model_type=config.model_type,
@@ -139,11 +156,7 @@ class TextEmbedding:
 
     def embed(self, batch: Sequence[PreparedInput]) -> npt.NDArray[np.float32]:
         """Unit vectors, float32 of shape (len(batch), width). Raises OutOfDeviceMemory, DeviceLost."""
-        try:
-            return self._forward(batch)
-        except Exception as error:
-            failure = devices.translate(error)
-        raise failure
+        return devices.run(self._forward, batch)
 
     def warm_up(self) -> float:
         """Run texts of growing number; tokens per second of the largest batch."""
@@ -162,7 +175,7 @@ class TextEmbedding:
         texts = [part for part in item.parts if isinstance(part, str)]
         if len(texts) < len(item.parts):
             raise InvalidInput(_NO_IMAGES)
-        default = self._folder.default_prompt
+        default = self._folder.settings.default_prompt
         before = default if item.instruction is None else self._instruction_form(item.instruction)
         return Prompt(before, "".join(texts))
 
@@ -175,9 +188,15 @@ def refuse_own_code(path: Path) -> None:
         )
 
 
+def _check_prompt(path: Path, prompt: str, specials: Collection[str]) -> None:
+    """Raises ModelLoadError where the library would read special tokens in the default prompt: here they are plain text."""
+    if inside := sorted(token for token in specials if token in prompt):
+        raise ModelLoadError(f"{path}: its default prompt has special tokens ({', '.join(inside)}), which are plain text here")
+
+
 def _instruction_form(folder: Folder, model_type: str) -> InstructionForm:
     """Qwen3-Embedding's own, unless a folder of that type has prompts of another form."""
-    texts = [text for _, text in folder.prompts if text]
+    texts = [text for _, text in folder.settings.prompts if text]
     own = model_type == "qwen3" and (not texts or any(text.startswith("Instruct:") for text in texts))
     return instruct if own else verbatim
 
@@ -187,18 +206,15 @@ def _max_tokens(folder: Folder, stock: Any, model: Any) -> int:
     places = getattr(model.config, "max_position_embeddings", None) or stock.model_max_length
     if model.config.model_type in NAMES:
         places = len(model.embeddings.position_embeddings.weight) - position_offset(model)
-    return int(min(folder.max_seq_length or stock.model_max_length, places))
+    return int(min(folder.settings.max_seq_length or stock.model_max_length, places))
 
 
 def _choose_forward(model: Any, folder: Folder, heads: Heads, staging: Staging, backend: str) -> EncoderForward | DecoderForward:
     """The packed one where there is one, else transformers' own."""
     config, pooling = model.config, Pooling(folder.modes)
     if backend == "packed" and config.model_type == "qwen3" and folder.modes == ("lasttoken",) and is_plain(config):
-        size = config.head_dim
-        kernel = choose_kernel(
-            model.device, model.dtype, AttentionHeads(config.num_attention_heads, config.num_key_value_heads, size)
-        )
-        return DecoderForward(model, kernel, heads, staging)
+        decoder = Decoder(model)
+        return DecoderForward(decoder, heads, choose_kernel(model.device, model.dtype, decoder.sizes.attention_heads), staging)
     if backend == "packed" and not getattr(config, "is_decoder", False):
         count = config.num_attention_heads
         kinds: dict[str, Callable[..., TokenStates]] = {**dict.fromkeys(NAMES, PostNormEncoder), "modernbert": ModernBertEncoder}

@@ -1,17 +1,21 @@
-"""What a folder in the layout of sentence-transformers says besides weights: the modules after the transformer, prompts, limits.
+"""What a folder in the layout of sentence-transformers says besides weights: the modules after the transformer, and its settings.
 
 modules.json lists the modules in order: a Transformer in the folder itself, one Pooling, then any of Dense, LayerNorm, Normalize
-and Dropout, each with a config.json of its own. The meaning of every key is that of the library of that name.
+and Dropout, each with a config.json of its own. The meaning of every key is that of the library of that name. A folder without
+modules.json is taken as the library takes it.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from models.base import ModelLoadError
+from models.text_encoder.settings import Settings, read_json, read_object
+
+log = logging.getLogger(__name__)
 
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 # Before there was `pooling_mode`, each mode had a flag; the order is that in which the library joins them.
@@ -23,8 +27,6 @@ _FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-# The transformer's own settings; the names of old are those of the architecture.
-_TRANSFORMER_CONFIGS = tuple(f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "xlm-roberta"))
 HEADS = ("Dense", "LayerNorm", "Normalize", "Dropout")
 
 
@@ -39,35 +41,27 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """`modes` are joined in their order; `include_prompt` tells whether a prompt's tokens are pooled; `prompts` by name;
-    `max_seq_length` counts special tokens, None where the folder sets no limit of its own."""
+    """`modes` are joined in their order; `include_prompt` tells whether a prompt's tokens are pooled; `is_plain` that there is no
+    modules.json."""
 
     modes: tuple[str, ...]
     include_prompt: bool = True
     heads: tuple[Module, ...] = ()
-    prompts: tuple[tuple[str, str], ...] = ()
-    default_prompt: str = ""
-    max_seq_length: int | None = None
-    lower_case: bool = False
+    settings: Settings = field(default_factory=Settings)
+    is_plain: bool = False
 
     @classmethod
-    def read(cls, path: Path, model_type: str) -> Folder:
-        """Raises ModelLoadError for a module that is not known, or settings that this server does not follow."""
+    def read(cls, path: Path, config: Any) -> Folder:
+        """`config` is the transformer's. Raises ModelLoadError for a module that is not known, or settings that this server does
+        not follow."""
         if not (path / "modules.json").exists():
-            if model_type == "qwen3":
-                return cls(modes=("lasttoken",))
-            raise ModelLoadError(f"{path}: modules.json is missing, which says how the tokens of a {model_type} model are pooled")
+            return cls(modes=(_plain_mode(path, config),), is_plain=True)
         _, pooling, *heads = _modules(path)
-        settings = _settings(path)
-        prompts, default = _prompts(path)
         return cls(
             modes=_modes(pooling),
             include_prompt=bool(pooling.config.get("include_prompt", True)),
             heads=tuple(heads),
-            prompts=tuple(prompts.items()),
-            default_prompt=default,
-            max_seq_length=settings.get("max_seq_length"),
-            lower_case=bool(settings.get("do_lower_case", False)),
+            settings=Settings.read(path),
         )
 
     def summary(self) -> dict[str, Any]:
@@ -76,27 +70,21 @@ class Folder:
             "modes": self.modes,
             "include_prompt": self.include_prompt,
             "heads": [(head.kind, head.config) for head in self.heads],
-            "default_prompt": self.default_prompt,
-            "max_seq_length": self.max_seq_length,
-            "lower_case": self.lower_case,
+            "default_prompt": self.settings.default_prompt,
+            "max_seq_length": self.settings.max_seq_length,
+            "lower_case": self.settings.lower_case,
+            "truncate_dim": self.settings.truncate_dim,
         }
 
 
-def read_json(file: Path) -> Any:
-    """Raises ModelLoadError."""
-    try:
-        return json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise ModelLoadError(f"{file} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelLoadError(f"{file} cannot be read ({type(error).__name__})") from None
-
-
-def _object(file: Path) -> dict[str, Any]:
-    found = read_json(file)
-    if not isinstance(found, dict):
-        raise ModelLoadError(f"{file} holds no JSON object")
-    return found
+def _plain_mode(path: Path, config: Any) -> str:
+    """The library's rule: the last token of what was made to write on, the mean of all else. A Qwen3 is of the first kind, though
+    its config.json may name the bare model: Qwen3-Embedding."""
+    writes = config.model_type == "qwen3" or (config.architectures or [""])[0].endswith("ForCausalLM")
+    if writes and getattr(config, "is_causal", True):
+        return "lasttoken"
+    log.warning("%s has no modules.json, which says how tokens are pooled: their mean is taken, as the library does", path)
+    return "mean"
 
 
 def _modules(path: Path) -> list[Module]:
@@ -130,7 +118,7 @@ def _module(path: Path, kind: str, folder: str) -> Module:
         raise ModelLoadError(f"{path}: modules.json names a folder outside, {folder!r}")
     needed = kind in ("Pooling", "Dense", "LayerNorm")
     there = kind != "Transformer" and (needed or (inside / "config.json").exists())
-    config = _object(inside / "config.json") if there else {}
+    config = read_object(inside / "config.json") if there else {}
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, "sentence_embedding"):
             raise ModelLoadError(f"{inside}: {key} is {config[key]!r}; known is sentence_embedding alone")
@@ -147,18 +135,3 @@ def _modes(pooling: Module) -> tuple[str, ...]:
     if unknown := set(modes) - set(MODES):
         raise ModelLoadError(f"{pooling.path}: the pooling mode {min(unknown)!r} is not known; known are {', '.join(MODES)}")
     return modes
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    return next((_object(path / name) for name in _TRANSFORMER_CONFIGS if (path / name).exists()), {})
-
-
-def _prompts(path: Path) -> tuple[dict[str, str], str]:
-    """All prompts by name, and the text of the default one."""
-    file = path / "config_sentence_transformers.json"
-    config = _object(file) if file.exists() else {}
-    prompts = {str(name): str(text or "") for name, text in (config.get("prompts") or {}).items()}
-    default = config.get("default_prompt_name")
-    if default is not None and default not in prompts:
-        raise ModelLoadError(f"{file}: default_prompt_name is {default!r}, which is none of its prompts")
-    return prompts, prompts[default] if default is not None else ""

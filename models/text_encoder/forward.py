@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 
 from models.base import PreparedInput
-from models.qwen3_vl.attention import Send
-from models.qwen3_vl.staging import Staging
+from models.packed.attention import Send
+from models.packed.staging import Staging
 from models.text_encoder.heads import Heads
 from models.text_encoder.pooling import Pooling
 from models.text_encoder.row import Row

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import nn
 
 from models.base import ModelLoadError
 from models.text_encoder.folder import Folder, Module
@@ -15,19 +16,19 @@ from models.text_encoder.folder import Folder, Module
 State = dict[str, torch.Tensor]
 Head = Callable[[torch.Tensor], torch.Tensor]
 
-# Of torch.nn, by name: a name is looked up here and never imported.
-ACTIVATIONS: dict[str, Head] = {
-    "Identity": lambda x: x,
-    "Tanh": torch.tanh,
-    "ReLU": F.relu,
-    "GELU": F.gelu,
-    "SiLU": F.silu,
-    "Sigmoid": torch.sigmoid,
-}
+# torch's activations that work on each component by itself and have no weights, by name: a name is looked up and never imported.
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    kind.__name__: kind
+    for kind in (
+        nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity, nn.LeakyReLU, nn.LogSigmoid, nn.Mish,
+        nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh, nn.Tanhshrink,
+    )
+}  # fmt: skip
 
 
 class Heads:
-    """The modules after pooling, in their order, in float32. `state` has their weights, `width` is that of the last."""
+    """The modules after pooling, in their order, and the cut that the folder asks for, in float32. `state` has their weights,
+    `width` is that of a vector."""
 
     def __init__(self, folder: Folder, width: int, device: torch.device, allow_pickle: bool) -> None:
         """`width` is that of a pooled row. Raises ModelLoadError."""
@@ -41,6 +42,9 @@ class Heads:
                 state = {name: tensor.to(device, torch.float32) for name, tensor in _weights(module.path, allow_pickle).items()}
                 self._run.append(self._dense(module, state) if module.kind == "Dense" else self._layer_norm(module, state))
                 self.state |= {f"heads.{index}.{name}": tensor for name, tensor in state.items()}
+        if cut := folder.settings.truncate_dim:
+            self._run.append(lambda rows: rows[:, :cut])
+            self.width = min(self.width, cut)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """float32 (n, pooled width) -> unit vectors, float32 (n, width), whether the folder normalises or not."""
@@ -50,9 +54,10 @@ class Heads:
 
     def _dense(self, module: Module, state: State) -> Head:
         name = str(module.config.get("activation_function", "torch.nn.modules.activation.Tanh"))
-        activation = ACTIVATIONS.get(name.rpartition(".")[2]) if name.startswith("torch.nn.") else None
-        if activation is None:
+        kind = ACTIVATIONS.get(name.rpartition(".")[2]) if name.startswith("torch.nn.") else None
+        if kind is None:
             raise ModelLoadError(f"{module.path}: the activation {name!r} is not known; known are {', '.join(ACTIVATIONS)}")
+        activation = kind().eval()
         weight, bias, into = state.get("linear.weight"), state.get("linear.bias"), state.get("residual.weight")
         residual = bool(module.config.get("use_residual", False))
         if weight is None or (bias is None) == bool(module.config.get("bias", True)) or weight.shape[1] != self.width:
@@ -62,7 +67,7 @@ class Heads:
         self.width = weight.shape[0]
 
         def dense(rows: torch.Tensor) -> torch.Tensor:
-            out = activation(F.linear(rows, weight, bias))
+            out: torch.Tensor = activation(F.linear(rows, weight, bias))
             if not residual:
                 return out
             return out + (rows if into is None else F.linear(rows, into))

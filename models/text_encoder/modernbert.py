@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers.activations import ACT2FN
 
-from models.qwen3_vl.attention import AttentionKernel, Send
+from models.packed.attention import AttentionKernel, Send
 from models.text_encoder.post_norm import Linear, Norm
 from models.text_encoder.row import Row, masked
 

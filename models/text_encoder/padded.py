@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.qwen3_vl.attention import Send
+from models.packed.attention import Send
 from models.text_encoder.row import Row
 
 # As sentence-transformers batches.

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.qwen3_vl.attention import Send
+from models.packed.attention import Send
 
 
 class Pooling:

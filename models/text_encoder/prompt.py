@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 
-from models.base import InputTooLong
+from models.base import InputTooLong, ModelLoadError
 
 # A token covers fewer characters in most texts: what is longer is read a part at a time, until it is known to be too long.
 _USUAL_CHARACTERS = 32
@@ -65,8 +65,8 @@ class TextTokenizer:
     def __init__(self, stock: Any, lower_case: bool) -> None:
         """`stock` is the checkpoint's tokenizer, as transformers loads it; `lower_case` has texts put into lower case first."""
         own = json.loads(stock.backend_tokenizer.to_str())
-        specials = {token["content"] for token in own["added_tokens"] if token["special"]}
-        self._tokenizer = Tokenizer.from_str(json.dumps(_out_of_reach(own, specials)))
+        self.specials = frozenset(token["content"] for token in own["added_tokens"] if token["special"])
+        self._tokenizer = Tokenizer.from_str(json.dumps(_out_of_reach(own, self.specials)))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # For the one that keeps its name: the model looks its unknown token up by it.
@@ -75,15 +75,25 @@ class TextTokenizer:
             normalizer = self._tokenizer.normalizer
             self._tokenizer.normalizer = Normalizers([Lowercase(), *([normalizer] if normalizer else [])])
         self._head, self._tail = self._template()
+        # Those that no input has: neither text nor template.
+        special = {token["id"]: token["content"] for token in own["added_tokens"] if token["special"]}
+        self._unread = {id for id, name in special.items() if name != own["model"].get("unk_token")} - {*self._head, *self._tail}
         self._count_before = lru_cache(maxsize=1024)(lambda before: len(self._encode([before])[0]))
         self._ids_before = lru_cache(maxsize=1024)(lambda before: self._encode([before])[0])
 
     def _template(self) -> tuple[list[int], list[int]]:
         """What the tokenizer's own post-processor puts before and after a text."""
-        bare = self._tokenizer.encode("a", add_special_tokens=False).ids
-        whole = self._tokenizer.encode("a", add_special_tokens=True).ids
+        bares = ((text, self._tokenizer.encode(text, add_special_tokens=False).ids) for text in ("a", "1", ".", "的"))
+        text, bare = next(((text, ids) for text, ids in bares if ids), ("", []))
+        if not bare:
+            raise ModelLoadError("its tokenizer makes no token of any text")
+        whole = self._tokenizer.encode(text, add_special_tokens=True).ids
         start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
         return whole[:start], whole[start + len(bare) :]
+
+    def may_read(self, token_id: int) -> bool:
+        """Whether an input may have a token: not where it is special, and no part of the template."""
+        return token_id not in self._unread
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         # The batch form releases the interpreter's lock, `encode` does not.
@@ -155,13 +165,13 @@ class TextTokenizer:
         return next((index for index, equal in enumerate(same) if not equal), min(len(expected), len(ids)))
 
 
-def _out_of_reach(tokenizer: dict[str, Any], specials: set[str]) -> dict[str, Any]:
+def _out_of_reach(tokenizer: dict[str, Any], specials: Collection[str]) -> dict[str, Any]:
     """A tokenizer.json whose special tokens have the ids that they had and names that no text holds.
 
     It is not enough not to look for them: a vocabulary of pieces (Unigram) has "</s>" as a piece like any other.
     """
     model = tokenizer["model"]
-    hidden = specials - {model.get("unk_token")}
+    hidden = set(specials) - {model.get("unk_token")}
     names = {name: secrets.token_hex(16) for name in hidden}
     for token in tokenizer["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from models.qwen3_vl.attention import Send, WholeAttention
+from models.packed.attention import Send, WholeAttention
 
 # What is added to the scores of a sequence of so many tokens, or which of them count: broadcast to (heads, length, length).
 Mask = Callable[[int], torch.Tensor | None]

@@ -223,8 +223,8 @@ def special_in_users_text() -> None:
 
 def one_sequence() -> None:
     """without the bounds between the inputs of a batch: each attends to those before it."""
+    from models.packed.attention import Span
     from models.qwen3_vl import packed
-    from models.qwen3_vl.attention import Span
 
     choose = packed.choose_kernel
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from models.base import EmbeddingInput, PreparedInput
-from models.qwen3_vl import prefix_cache
-from models.qwen3_vl.prefix_cache import PrefixCache
+from models.packed import prefix_cache
+from models.packed.prefix_cache import PrefixCache
 from tests.conformance.report import load
 from tests.oracle import cosines
 

@@ -9,36 +9,37 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from models.pooling import nearness
-from models.qwen3_vl import text, tower
 
 log = logging.getLogger(__name__)
 
 
+class Stepped(Protocol):
+    """A model whose layers are run by functions of tensors alone: `steps` is a dataclass of them."""
+
+    steps: Any
+
+
 def compile_steps(
-    text_model: text.TextModel,
-    vision: tower.VisionTower,
-    run: Callable[[], Sequence[npt.NDArray[np.float32]]],
-    same: float,
-    backend: Any = "inductor",
+    models: Sequence[Stepped], run: Callable[[], Sequence[npt.NDArray[np.float32]]], same: float, backend: Any = "inductor"
 ) -> bool:
-    """Compile both models' steps. They are used only if `run`, which embeds samples of every kind, gives the same unit vectors as
+    """Compile all models' steps. They are used only if `run`, which embeds samples of every kind, gives the same unit vectors as
     before, to a cosine of `same`; else a warning is logged and all stays as it was. `backend` is torch.compile's."""
     # As another model of this process may have left it.
     torch.compiler.set_stance("default")
     expected = run()
-    eager = text_model.steps, vision.steps
+    eager = [model.steps for model in models]
     started = time.perf_counter()
-    compiled: Any = partial(torch.compile, backend=backend, fullgraph=True)
-    text_model.steps = text.Steps(compiled(text.project), compiled(text.finish))
-    vision.steps = tower.Steps(compiled(tower.project), compiled(tower.finish))
+    for model, steps in zip(models, eager, strict=True):
+        model.steps = _compiled(steps, backend)
     try:
         # The second time, for what the first has found to vary.
         near = min(nearness(rows, before) for _ in range(2) for rows, before in zip(run(), expected, strict=True))
@@ -46,10 +47,16 @@ def compile_steps(
     except Exception as error:
         fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if fault:
-        text_model.steps, vision.steps = eager
+        for model, steps in zip(models, eager, strict=True):
+            model.steps = steps
         log.warning("the layers are not compiled: %s", fault)
         return False
     # A compilation takes seconds, in which nothing would be answered.
     torch.compiler.set_stance("eager_on_recompile")
     log.info("layers compiled in %.1f s", time.perf_counter() - started)
     return True
+
+
+def _compiled(steps: Any, backend: Any) -> Any:
+    compiled: Any = partial(torch.compile, backend=backend, fullgraph=True)
+    return type(steps)(**{step.name: compiled(getattr(steps, step.name)) for step in fields(steps)})

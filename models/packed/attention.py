@@ -8,6 +8,7 @@ sequences of like length are padded into groups, for the attention alone, and ea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +29,15 @@ class Span(NamedTuple):
     length: int
     prefix: int = -1
     prefix_length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The heads of queries, those of keys and values, which each serve several of queries, and their dimension."""
+
+    queries: int
+    keys: int
+    size: int
 
 
 # Keys and values of a prefix in one layer: each (tokens, key-value heads, head_dim).

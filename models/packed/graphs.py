@@ -1,4 +1,4 @@
-"""The text model as CUDA graphs: a small batch is one launch, and next to nothing for the interpreter to do.
+"""A decoder as CUDA graphs: a small batch is one launch, and next to nothing for the interpreter to do.
 
 A graph replays fixed shapes from fixed memory, so there is one for each of some numbers of tokens, the buckets. A batch is
 written into the memory of the smallest that holds it; what is left over is one more sequence, of no use to anyone, and sequences
@@ -20,11 +20,11 @@ import numpy.typing as npt
 import torch
 
 from models.base import PreparedInput
-from models.pooling import nearness, normalize
-from models.qwen3_vl.layout import PackedRow
-from models.qwen3_vl.staging import Staging
-from models.qwen3_vl.text import TextModel
-from models.qwen3_vl.varlen import Bounds, VarlenAttention
+from models.packed.decoder import Decoder
+from models.packed.layout import PackedRow
+from models.packed.staging import Staging
+from models.packed.varlen import Bounds, VarlenAttention
+from models.pooling import nearness
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,9 @@ BUCKETS = (32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 12
 FEWEST_TOKENS = 16
 # Replays that are timed; the fastest counts.
 TIMED = 5
+
+# The hidden states of last tokens, float32 (sequences, width) -> unit vectors.
+Head = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Recorder(Protocol):
@@ -66,9 +69,9 @@ class CudaRecorder:
 
 
 class TokenGraph:
-    """The text model over `tokens` tokens in at most `sequences` sequences, the left-over one not counted."""
+    """A decoder over `tokens` tokens in at most `sequences` sequences, the left-over one not counted."""
 
-    def __init__(self, tokens: int, text: TextModel, staging: Staging, recorder: Recorder) -> None:
+    def __init__(self, tokens: int, decoder: Decoder, head: Head, staging: Staging, recorder: Recorder) -> None:
         self.tokens = tokens
         self.sequences = tokens // FEWEST_TOKENS
         slots = self.sequences + 1
@@ -88,7 +91,7 @@ class TokenGraph:
         attention = VarlenAttention(Bounds(starts, tokens), single)
 
         def run() -> torch.Tensor:
-            return normalize(text.run(text.embed(token_ids), positions, attention, last_rows).float())
+            return head(decoder.run(decoder.embed(token_ids), positions, attention, last_rows).float())
 
         self._replay, self._rows = recorder.record(run)
         # A graph knows addresses only: what it reads, and was not allocated in its capture, must not be freed.
@@ -116,7 +119,13 @@ class TokenGraphs:
     """A graph for each bucket, and which batch is worth one."""
 
     def __init__(
-        self, text: TextModel, staging: Staging, recorder: Recorder, eager: Callable[[PackedRow], torch.Tensor], same: float
+        self,
+        decoder: Decoder,
+        head: Head,
+        staging: Staging,
+        recorder: Recorder,
+        eager: Callable[[PackedRow], torch.Tensor],
+        same: float,
     ) -> None:
         """Capture them all, the largest first; `eager` gives the unit vectors, (sequences, width), whose cosine with a replay's
         must be `same` or more."""
@@ -126,11 +135,11 @@ class TokenGraphs:
         rng = np.random.default_rng(0)
         for tokens in sorted(BUCKETS, reverse=True):
             try:
-                graph = TokenGraph(tokens, text, staging, recorder)
+                graph = TokenGraph(tokens, decoder, head, staging, recorder)
             except Exception as error:
                 log.warning("no graph can be captured here: %s: %s", type(error).__name__, " ".join(str(error).split())[:200])
                 break
-            rows = [_row(draw(rng, tokens, graph.sequences, text.vocabulary)) for _ in range(2)]
+            rows = [_row(draw(rng, tokens, graph.sequences, decoder.vocabulary)) for _ in range(2)]
             near = min(nearness(staging.fetch(graph(row)), staging.fetch(eager(row))) for row in rows)
             if not near >= same:
                 log.warning("the graph of %d tokens gives other vectors (cosine %.4f); it is not used", tokens, near)

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.qwen3_vl.attention import (
+from models.packed.attention import (
     AttentionKernel,
     CausalAttention,
+    Heads,
     PrefixKeys,
     SdpaKernel,
     Send,
@@ -34,15 +35,6 @@ CAUSAL = (-1, 0)
 WHOLE = (-1, -1)
 # Half precision rounds to 2 ** -8; a mistaken mask or merge is off by the order of 1.
 AGREEMENT = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """The heads of queries, those of keys and values, which each serve several of queries, and their dimension."""
-
-    queries: int
-    keys: int
-    size: int
 
 
 @dataclass(frozen=True, slots=True)

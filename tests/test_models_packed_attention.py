@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.qwen3_vl import varlen
-from models.qwen3_vl.attention import AttentionKernel, PrefixKeys, SdpaKernel, Span
-from models.qwen3_vl.varlen import Bounds, Heads, VarlenAttention, VarlenKernel, choose_kernel, merge, trusted_kernel
+from models.packed import varlen
+from models.packed.attention import AttentionKernel, PrefixKeys, SdpaKernel, Span
+from models.packed.varlen import Bounds, Heads, VarlenAttention, VarlenKernel, choose_kernel, merge, trusted_kernel
 from tests import varlen_cpu  # noqa: F401 - the kernel for this test's device
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8

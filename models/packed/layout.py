@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.base import PreparedImage, PreparedInput
-from models.qwen3_vl.attention import Span
-from models.qwen3_vl.prefix_cache import Prefix
+from models.packed.attention import Span
+from models.packed.prefix_cache import Prefix
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,52 @@
+"""transformers' modules with a checkpoint's weights, every one of them: what is left out would be random."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.base import ModelLoadError
+
+# What a checkpoint may hold beside the model that is asked for: heads. Within its layers nothing may be left over, but what is
+# computed anyway.
+_WITHIN = re.compile(r"(^|\.)(embeddings|encoder|transformer|layers|blocks)\.(?!.*\b(position_ids|token_type_ids|inv_freq)$)")
+
+
+# Kinds of RoPE whose angles depend on the longest sequence of a batch.
+_MOVING = {"dynamic", "longrope"}
+
+
+def load_pretrained(kind: Any, path: Path, dtype: torch.dtype, allow_pickle: bool, *, unused: str = "", **changes: Any) -> Any:
+    """A model of transformers' class `kind`. Weights whose names begin with `unused` may be missing; `changes` are its
+    from_pretrained's. Code of the checkpoint's own is never run. Raises ModelLoadError."""
+    model, report = kind.from_pretrained(
+        path,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=None if allow_pickle else True,
+        weights_only=True,
+        ignore_mismatched_sizes=True,  # they are named below
+        output_loading_info=True,
+        **changes,
+    )
+    if moving := _rotations(model.config.get_text_config()) & _MOVING:
+        raise ModelLoadError(f"{path}: where a token stands would depend on the other inputs of its batch (RoPE: {min(moving)})")
+    wrong = {
+        "missing": [name for name in report["missing_keys"] if not (unused and name.startswith(unused))],
+        "of another shape than config.json says": [name for name, *_ in report["mismatched_keys"]],
+        "of no use to the model that config.json names": [name for name in report["unexpected_keys"] if _WITHIN.search(name)],
+    }
+    for fault, names in wrong.items():
+        if names:
+            raise ModelLoadError(f"{path}: {len(names)} weights are {fault}, {min(names)} among them")
+    return model
+
+
+def _rotations(config: Any) -> set[str]:
+    """The kinds of RoPE that a model has: one, or one for each kind of layer, or none."""
+    found = getattr(config, "rope_parameters", None) or {}
+    return {str(one.get("rope_type")) for one in (found, *found.values()) if isinstance(one, dict)}
