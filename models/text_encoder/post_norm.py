@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from transformers.activations import ACT2FN
 
 from models.packed.attention import AttentionKernel, Send
-from models.text_encoder.row import Row, masked
+from models.packed.masks import masked
+from models.text_encoder.row import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ class PostNormEncoder:
         if self._distances is None:
             attend = self._kernel.whole(row.lengths.tolist(), send)
         else:
-            attend = masked(row.lengths, self._distances)
+            attend = masked(row.lengths.tolist(), self._distances)
         hidden = self._norm(F.embedding(row.token_ids, self._words) + F.embedding(row.positions, self._places))
         for layer in self._layers:
             q, k, v = layer.qkv(hidden).view(len(hidden), 3, self._heads, -1).unbind(1)
