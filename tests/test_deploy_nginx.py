@@ -181,8 +181,9 @@ def test_a_request_goes_through(proxy: Proxy) -> None:
     reply = proxy.send(post(b'{"input": ["a", "b"]}', "X-Request-Id: mine"))
     assert reply.status == 200 and len(reply.json()["data"]) == 2
     assert reply.headers["X-Request-Id"] == "mine" and "Server-Timing" in reply.headers
-    log = (proxy.folder / "access.log").read_text()
-    assert re.search(r'"POST /v1/embeddings HTTP/1.1" 200 \d+ [\d.]+s 127\.0\.0\.1:\d+ 200 [\d.]+ mine$', log)
+    line = re.compile(r'"POST /v1/embeddings HTTP/1.1" 200 \d+ [\d.]+s 127\.0\.0\.1:\d+ 200 [\d.]+ mine$', re.MULTILINE)
+    # Written once the client has its reply.
+    until(lambda: line.search((proxy.folder / "access.log").read_text()) is not None, "it is in the log")
 
 
 @pytest.mark.parametrize("size", [999_999, 1_000_000, DEFAULTS.max_request_bytes])

@@ -61,7 +61,7 @@ function done(summary, latency)
    local broken = errors.connect + errors.read + errors.write + errors.timeout
    print(string.format("Replies: %d good, %d refused with 429, %d with another status, %d with a wrong number of vectors; %d broken",
       count.good, count.busy, count.refused, count.wrong, broken))
-   print(string.format("Good replies: %.1f/s, p50 %.1f ms, p99 %.1f ms",
+   print(string.format("Good replies: %.1f/s. All replies: p50 %.1f ms, p99 %.1f ms",
       count.good * 1e6 / summary.duration, latency:percentile(50) / 1000, latency:percentile(99) / 1000))
    if count.good == 0 or count.busy + count.refused + count.wrong + broken > 0 then
       os.exit(1)
