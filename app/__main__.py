@@ -25,6 +25,10 @@ def main() -> int:
 
         return bench(arguments.rest)
     tame_threads()
+    if arguments.command == "embed":
+        # Until the run listens to signals, one ends the process without a word, and not as a success.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
     if arguments.command == "configure":
         from app.configure import configure
 
@@ -43,9 +47,6 @@ def main() -> int:
     if arguments.command == "embed":
         from app.bulk.run import embed
 
-        # Until the run listens to signals, one ends the process without a word, and not as a success.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
         return embed(settings, options.read(arguments))
     if arguments.command == "verify":
         from app.verify import verify

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -130,6 +131,18 @@ def test_a_service_with_less_room_than_is_asked_for(limits: dict[str, str], tmp_
     good = [row for row in range(150) if row != 70]
     assert set(range(150)) - set(written.rows) == ({70} if too_long else set())
     assert np.array_equal(np.load(output)[good], expected(150)[good])
+
+
+def test_a_service_whose_deadline_passes_before_a_request_is_done(tmp_path: Path) -> None:
+    """Rows that came in time are kept, the others are asked for again."""
+    source, output = write_lines(tmp_path / "in.jsonl", texts(40)), tmp_path / "out.npy"
+    slow = {"FAKE_SECONDS_PER_BATCH": "0.1", "MAX_BATCH_SIZE": "1", "REQUEST_TIMEOUT_S": "0.7"}
+    with service(**slow) as (_, url):
+        assert run(source, output, url=url, concurrency=1) == Ending.COMPLETE
+        with urllib.request.urlopen(f"{url}/metrics") as reply:
+            metrics = reply.read().decode()
+    assert 'embedding_dropped_total{reason="deadline"}' in metrics
+    assert np.array_equal(np.load(output), expected(40))
 
 
 def test_a_service_that_goes_away_and_comes_back(tmp_path: Path) -> None:
@@ -359,6 +372,16 @@ def test_options_that_are_wrong_end_with_2(wrong: list[str], tmp_path: Path) -> 
     code, _, said = ended(command("in.jsonl", "out.npy", *wrong, folder=tmp_path))
     assert code == 2 and wrong[0] in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_run_has_begun_is_no_success(number: signal.Signals, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.env")
+    begun = command(write_lines(tmp_path / "in.jsonl", texts(3)), "out.npy", folder=tmp_path)
+    with (tmp_path / "config.env").open("w"):  # open once the settings are being read
+        begun.send_signal(number)
+        code, _, said = ended(begun)
+    assert code == -number and said == ""
 
 
 def test_settings_that_are_wrong_end_with_2(tmp_path: Path) -> None:

@@ -116,41 +116,44 @@ class Embedder:
 
     async def embed(self, items: Sequence[bytes]) -> list[Vector | Fault]:
         """The vector of each item, or why it has none. Raises Stopped."""
-        rows: list[Vector | Fault] = []
-        while len(rows) < len(items):
-            rows += await self._settled(self._piece(items[len(rows) :]))
-        return rows
+        rows: dict[int, Vector | Fault] = {}
+        # Places of items that are asked for together, the next ones last.
+        waiting: list[Sequence[int]] = [range(len(items))]
+        while waiting:
+            places = waiting.pop()
+            if len(places) > (most := self._fitting([items[place] for place in places])):
+                waiting.append(places[most:])
+                places = places[:most]
+            if not places:
+                continue
+            answer = await self._ask([items[place] for place in places])
+            if len(places) == 1:
+                rows[places[0]] = await self._alone(items[places[0]], answer)
+                continue
+            again: Sequence[int] = places
+            if answer.status == 200:
+                settled = {place: row for place, row in zip(places, answer.rows, strict=True) if is_settled(row)}
+                rows |= {place: _fault(row) if isinstance(row, Problem) else row for place, row in settled.items()}
+                again = [place for place in places if place not in settled]
+            else:
+                self._learn(answer, [items[place] for place in places])
+            if len(again) < len(places):
+                self._given_up = 0
+                waiting.append(again)
+            else:
+                middle = len(places) // 2
+                waiting += [places[middle:], places[:middle]]
+        return [rows[place] for place in range(len(items))]
 
-    def _piece(self, items: Sequence[bytes]) -> Sequence[bytes]:
-        """As many of the first items as one request may have."""
+    def _fitting(self, items: Sequence[bytes]) -> int:
+        """How many of the first items one request may have."""
         num_bytes = count = 0
         for item in items[: self._most_rows]:
             num_bytes += len(item) + 1
             if count and num_bytes > self._most_bytes:
                 break
             count += 1
-        return items[:count]
-
-    async def _settled(self, items: Sequence[bytes]) -> list[Vector | Fault]:
-        answer = await self._ask(items)
-        if len(items) == 1:
-            return [await self._alone(items[0], answer)]
-        if answer.status != 200:
-            self._learn(answer, items)
-            return await self._halves(items)
-        again = [index for index, row in enumerate(answer.rows) if isinstance(row, Problem) and not row.is_the_items]
-        if len(again) == len(items):
-            return await self._halves(items)
-        self._given_up = 0
-        rows = [_fault(row) if isinstance(row, Problem) else row for row in answer.rows]
-        if again:
-            for index, row in zip(again, await self._settled([items[index] for index in again]), strict=True):
-                rows[index] = row
-        return rows
-
-    async def _halves(self, items: Sequence[bytes]) -> list[Vector | Fault]:
-        middle = len(items) // 2
-        return [*await self._settled(items[:middle]), *await self._settled(items[middle:])]
+        return count
 
     async def _alone(self, item: bytes, answer: Answer) -> Vector | Fault:
         """What comes of an item that was asked for by itself."""
@@ -221,6 +224,11 @@ class Embedder:
             raise refused(f"{name} has another model now: its fingerprint is {answer.fingerprint}, not {self._model.fingerprint}")
         if any(not isinstance(row, Problem) and len(row) != self._model.dimension for row in answer.rows):
             raise refused(f"{name} answers vectors of another length than {self._model.dimension}")
+
+
+def is_settled(row: Vector | Problem) -> bool:
+    """Whether it would be the same if it were asked for again."""
+    return not isinstance(row, Problem) or row.is_the_items
 
 
 def _fault(problem: Problem) -> Fault:
