@@ -1,5 +1,5 @@
-# make demo | test | run | lint | bench | hardening | clients.   make demo ONCE=1 ends after its table; PORT=... moves it; MODEL=minilm
-# has it serve a real model.
+# make demo | test | run | lint | bench | hardening | clients | locust.   make demo ONCE=1 ends after its table; PORT=... moves it;
+# MODEL=minilm has it serve a real model.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -26,7 +26,7 @@ CODE := app scheduler models tests
 # RUF001 to RUF003 frown on text in many scripts, which is what the tests are about.
 RUFF_RULES := --line-length 130 --select E,F,I,B,UP,SIM,RUF --ignore RUF001,RUF002,RUF003
 
-.PHONY: demo test run lint format bench hardening clients clean
+.PHONY: demo test run lint format bench hardening clients locust clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -53,6 +53,14 @@ $(VENV)-infinity/.installed: tests/load/infinity-requirements.txt $(VENV)/.insta
 	$(VENV)-infinity/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --requirement $< \
 		"torch==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch").partition("+")[0])')"
 	@touch $@
+
+# locust in an environment of its own: it brings gevent, which replaces what the others use.
+$(VENV)-locust/.installed: Makefile
+	$(PYTHON) -m venv $(VENV)-locust
+	$(VENV)-locust/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) 'locust>=2.40,<3'
+	@touch $@
+
+locust: $(VENV)-locust/.installed
 
 # The service on random weights, or on the model that MODEL names, asked one real question of every kind.
 DEMO := $(BIN)/python -m app demo --port $(PORT) $(if $(ONCE),--once)
@@ -105,4 +113,4 @@ clients: $(VENV)/.installed-test $(CLIENTS:%=$(CLIENTS_VENV)/%/.installed)
 	@$(BIN)/python -m tests.clients --environments $(CLIENTS_VENV) --only $(CLIENTS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-infinity $(CLIENTS_VENV) build *.egg-info $(DEMO_CHECKPOINT) models/bench-*
+	rm -rf $(VENV) $(VENV)-infinity $(VENV)-locust $(CLIENTS_VENV) build *.egg-info $(DEMO_CHECKPOINT) models/bench-*

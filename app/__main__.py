@@ -43,8 +43,9 @@ def main() -> int:
     if arguments.command == "embed":
         from app.bulk.run import embed
 
-        # It is the default again: until the run listens to signals, one that ends the process is no success.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Until the run listens to signals, one ends the process without a word, and not as a success.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
         return embed(settings, options.read(arguments))
     if arguments.command == "verify":
         from app.verify import verify

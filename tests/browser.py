@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,10 +18,10 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
+from tests.programs import program
+
 T = TypeVar("T")
 
-# Debian's names. Both are named to selenium, which would download what it has to look for.
-CHROMIUM, DRIVER = "chromium", "chromedriver"
 # Nothing but the page: no updates, no lists, no other host even by name.
 FLAGS = (
     "--headless=new",
@@ -179,11 +178,10 @@ class Browser:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser; skips where Debian's packages chromium and chromium-driver are not installed."""
-    browser, driver = shutil.which(CHROMIUM), shutil.which(DRIVER)
-    if browser is None or driver is None:
-        pytest.skip(f"needs {CHROMIUM} and {DRIVER}: Debian's packages chromium and chromium-driver")
+    """A browser of its own, which ends with the context."""
+    browser, driver = program("chromium"), program("chromedriver", "apt-get install chromium-driver")
     options = webdriver.ChromeOptions()
+    # Both are named to selenium, which would download what it has to look for.
     options.binary_location = browser
     for flag in FLAGS:
         options.add_argument(flag)

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 
-def program(name: str, package: str = "") -> str:
-    """Its path; where it is missing, the test is skipped. `package` is Debian's, where it has another name."""
+def program(name: str, how: str = "") -> str:
+    """Its path; where it is missing, the test is skipped. `how` it is installed, unless by apt under its own name."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
     if found is None:
-        pytest.skip(f"{name} is missing: apt-get install {package or name}")
+        pytest.skip(f"{name} is missing: {how or f'apt-get install {name}'}")
     return found
 
 

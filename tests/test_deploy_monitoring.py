@@ -26,6 +26,7 @@ GRAFANA = ROOT / "deploy" / "grafana"
 CONFIG = (PROMETHEUS / "prometheus.yml").read_text()
 ALERTS = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"][0]["rules"]
 DASHBOARD = json.loads((GRAFANA / "dashboards" / "embedding.json").read_text())
+PROMTOOL = ("promtool", "apt-get install prometheus")
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]]
 INTERVAL = re.compile(r"\[\$__rate_interval\]")
@@ -110,12 +111,19 @@ def ask(server: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
 
 
 def test_promtool_takes_the_configuration() -> None:
-    run(program("promtool", "prometheus"), "check", "config", "--lint=all", "--lint-fatal", str(PROMETHEUS / "prometheus.yml"))
+    run(
+        program(*PROMTOOL),
+        "check",
+        "config",
+        "--lint=all",
+        "--lint-fatal",
+        str(PROMETHEUS / "prometheus.yml"),
+    )
 
 
 def test_every_alert_fires_for_what_it_is_for() -> None:
     tests = PROMETHEUS / "alerts.test.yml"
-    run(program("promtool", "prometheus"), "test", "rules", str(tests))
+    run(program(*PROMTOOL), "test", "rules", str(tests))
     cases = [case for test in yaml.safe_load(tests.read_text())["tests"] for case in test["alert_rule_test"]]
     fires = {case["alertname"] for case in cases if case.get("exp_alerts")}
     stays = {case["alertname"] for case in cases if not case.get("exp_alerts")}

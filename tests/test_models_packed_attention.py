@@ -10,6 +10,7 @@ import torch
 
 from models.packed import varlen
 from models.packed.attention import AttentionKernel, PrefixKeys, SdpaKernel, Span
+from models.packed.masks import Window
 from models.packed.varlen import Bounds, Heads, VarlenAttention, VarlenKernel, choose_kernel, merge, trusted_kernel
 from tests import varlen_cpu  # noqa: F401 - the kernel for this test's device
 
@@ -72,6 +73,26 @@ def test_whole_sequences(kernel: AttentionKernel, lengths: list[int]) -> None:
     torch.testing.assert_close(kernel.whole(lengths, torch.from_numpy)(q, k, v, SCALE), torch.cat(expected))
 
 
+@pytest.mark.parametrize("kernel", [SdpaKernel(), VarlenKernel()], ids=["sdpa", "varlen"])
+@pytest.mark.parametrize("lengths", [[6], [4, 4, 4], [3, 9, 9, 2, 20]])
+def test_sequences_that_see_what_is_near(kernel: AttentionKernel, lengths: list[int]) -> None:
+    torch.manual_seed(2)
+    q, k, v = (torch.randn(sum(lengths), HEADS, SIZE) for _ in range(3))
+    expected = []
+    for one_q, one_k, one_v in zip(*(x.split(lengths) for x in (q, k, v)), strict=True):
+        rows = []
+        for place, query in enumerate(one_q):
+            near = slice(max(place - 3, 0), place + 4)
+            weights = (torch.einsum("hd,khd->hk", query, one_k[near]) * SCALE).softmax(-1)
+            rows.append(torch.einsum("hk,khd->hd", weights, one_v[near]).flatten())
+        expected.append(torch.stack(rows))
+    window = Window(3, torch.device("cpu"))
+    for _ in range(2):
+        torch.testing.assert_close(kernel.local(lengths, window, torch.from_numpy)(q, k, v, SCALE), torch.cat(expected))
+        # The mask of a longer sequence is kept.
+        kernel.local([50], window, torch.from_numpy)(*(torch.randn(3, 50, HEADS, SIZE).unbind(0)), SCALE)
+
+
 def test_sequences_on_no_prefix_come_first() -> None:
     with pytest.raises(ValueError, match="come first"):
         VarlenKernel().causal([Span(3, 0, 6), Span(4)], torch.from_numpy)
@@ -124,6 +145,16 @@ def test_a_kernel_that_does_not_is_not(fault: str, monkeypatch: pytest.MonkeyPat
     assert isinstance(trusted_kernel(*HALF_ON_CPU), SdpaKernel)
     assert words in caplog.text
     assert "SDPA is used" in caplog.text
+
+
+def test_windows_are_asked_of_a_kernel_where_a_model_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(trusted_kernel(*HALF_ON_CPU, 20), VarlenKernel)
+    within = VarlenKernel._within
+    # Half of the window that is asked for; what sees all is as it was.
+    half = lambda kernel, lengths, send, window: within(kernel, lengths, send, tuple(n // 2 for n in window))  # noqa: E731
+    monkeypatch.setattr(VarlenKernel, "_within", half)
+    assert isinstance(trusted_kernel(*HALF_ON_CPU, 20), SdpaKernel)
+    assert isinstance(trusted_kernel(*HALF_ON_CPU), VarlenKernel)
 
 
 def test_float32_and_cpus_have_no_varlen_kernel() -> None:

@@ -14,14 +14,13 @@ import torch
 
 from models import rates
 from models.base import EmbeddingInput, EmbeddingModel
-from models.packed import staging
-from models.packed.varlen import VarlenKernel
+from models.packed.forward import DecoderForward
 from models.registry import ADAPTERS
-from models.text_encoder import adapter, forward
+from models.text_encoder import forward
 from models.text_encoder.forward import EncoderForward
 from models.text_encoder.padded import PaddedStates
 from models.text_encoder.post_norm import Linear
-from tests import varlen_cpu  # noqa: F401 - the kernel for this test's device
+from tests.as_on_cuda import Replayer, few_graphs, load_as_on_cuda, samples  # noqa: F401 - a fixture
 from tests.oracle import Rows, cosines
 from tests.text_checkpoints import (
     FAMILIES,
@@ -33,7 +32,7 @@ from tests.text_checkpoints import (
     write_checkpoint,
     write_json,
 )
-from tests.text_oracle import TEXTS, embed, library, load, oracle, same
+from tests.text_oracle import SAME, TEXTS, embed, library, load, oracle, same
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -100,15 +99,53 @@ def test_every_family_is_packed(model: EmbeddingModel) -> None:
     assert not isinstance(states, PaddedStates)
 
 
-@pytest.mark.parametrize("prompt", ["", "query: "])
-def test_as_on_cuda(path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str) -> None:
-    """The varlen kernel and page-locked memory, both played by a CPU."""
-    plain = embed(load(path), TEXTS, prompt)
-    monkeypatch.setattr(adapter, "choose_kernel", lambda *_: VarlenKernel())
-    monkeypatch.setattr(adapter, "Staging", lambda device: staging.Staging(device, pinned=True))
-    model = load(path)
-    for _ in range(2):
-        same(embed(model, TEXTS, prompt), plain)
+def prompt_of(family: str) -> tuple[str, str]:
+    """An instruction, and what the library's prompt is for it."""
+    return ("the river", "Instruct: the river\nQuery:") if family == "qwen3" else ("the river ", "the river ")
+
+
+@pytest.fixture(scope="module")
+def prompted(path: Path, family: str) -> Rows:
+    return oracle(path, TEXTS[:12], prompt_of(family)[1])
+
+
+@pytest.mark.usefixtures("few_graphs")
+@pytest.mark.parametrize(("dtype", "bar"), [("float32", SAME), ("bfloat16", 0.99)])
+def test_as_on_cuda(
+    path: Path, family: str, expected: Rows, prompted: Rows, dtype: str, bar: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, in company and under an instruction, which a decoder computes once; its layers compiled, small batches as graphs."""
+    instruction, _ = prompt_of(family)
+    model = load_as_on_cuda(path, dtype, monkeypatch)
+    recorder = Replayer()
+    if isinstance(model._forward, DecoderForward):
+        model._forward.optimize(samples(model), compiler="eager", recorder=recorder)
+        monkeypatch.setattr(model._forward._graphs, "_eager_seconds", math.inf)
+        recorder.replays = 0
+    same(np.concatenate([embed(model, [text]) for text in TEXTS]), expected, bar)
+    order = np.random.default_rng(0).permutation(len(TEXTS))
+    same(embed(model, [TEXTS[i] for i in order]), expected[order], bar)
+    same(embed(model, TEXTS[:12], instruction), prompted, bar)
+    if family == "qwen3":
+        assert recorder.replays >= 8
+        # Where no graph is taken the instruction's keys are.
+        model._forward._graphs = None
+        same(embed(model, TEXTS[:12], instruction), prompted, bar)
+        assert len(model._forward.prefixes) == 1
+
+
+def test_the_warm_up_of_a_decoder_optimizes_on_cuda_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "ENOUGH_SECONDS", 0.001)
+    folder = write_checkpoint(tmp_path / "model", "qwen3")
+    asked: list[tuple[str, str, bool]] = []
+    for device in ("cpu", "cuda"):
+        for compile in ("auto", "layers", "off"):
+            model: Any = load(folder, compile=compile)
+            note = lambda _, *, graphs, at=(device, compile): asked.append((*at, graphs))  # noqa: E731
+            monkeypatch.setattr(model._forward, "optimize", note)
+            monkeypatch.setattr(model, "_device", torch.device(device))
+            model.warm_up()
+    assert asked == [("cuda", "auto", True), ("cuda", "layers", False)]
 
 
 def test_half_precision_is_near(path: Path, expected: Rows) -> None:

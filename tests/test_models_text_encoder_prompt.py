@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from models.base import InputTooLong
 from models.text_encoder.prompt import Fitted, Prompt, TextTokenizer, instruct, verbatim
@@ -43,6 +46,17 @@ def test_special_tokens_are_plain_text(stock: Any) -> None:
                 content = inside[1:-1] if len(template) == 2 else inside[:-1]
                 assert not (set(content) - reachable) & set(specials.values())
                 assert [*inside[: len(template) - 1], inside[-1]] == template
+
+
+def test_special_tokens_that_tokenizer_json_does_not_mark(stock: Any, tmp_path: Path) -> None:
+    """tokenizer_config.json names them, and the template has them."""
+    stock.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    own = json.loads(file.read_text())
+    for token in own["added_tokens"]:
+        token["special"] = False
+    file.write_text(json.dumps(own))
+    test_special_tokens_are_plain_text(AutoTokenizer.from_pretrained(tmp_path, local_files_only=True))
 
 
 def test_clean_texts_are_as_the_stock_tokenizer_has_them(stock: Any) -> None:

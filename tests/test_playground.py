@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.browser import Browser, chromium
 from tests.hosts import ROOT, Process, process
+from tests.programs import free_port
 
 KEY = "sk-test"
 CASES = ROOT / "tests" / "conformance" / "cases"
@@ -255,7 +255,7 @@ def test_the_key_is_shown_and_hidden_and_kept_nowhere(page: Browser) -> None:
 def test_a_missing_and_a_wrong_key_lead_to_its_field(page_with_refusals: Browser) -> None:
     page = page_with_refusals
     write_texts(page, DOG)
-    for key, words in (("", "The service needs a key."), ("sk-wröng", "The service does not know this key.")):
+    for key, words in (("", "The service needs a key."), ("sk-wröng-错", "The service does not know this key.")):
         page.write("#key", key)
         page.press(text_of(1), Keys.CONTROL, Keys.ENTER)
         page.until(lambda words=words: page.text("#key-error") == words)
@@ -266,6 +266,16 @@ def test_a_missing_and_a_wrong_key_lead_to_its_field(page_with_refusals: Browser
     assert not page.one("#key-error").is_displayed()
     page.press("#key", Keys.ENTER)
     page.until(lambda: page.all("#matrix td[role=gridcell]"))
+
+
+def test_a_key_of_any_script_opens_the_service(browser: Browser) -> None:
+    with process(API_KEY="test:schlüssel-密钥") as running:
+        url = address(running)
+        open_ready(browser, url)
+        browser.write("#key", "schlüssel-密钥")
+        write_texts(browser, DOG)
+        embed(browser)
+        browser.check_quiet(url)
 
 
 def test_an_input_at_fault_is_pointed_out(page_with_refusals: Browser, tmp_path: Path) -> None:
@@ -395,7 +405,7 @@ def test_two_files_of_one_name_keep_apart(page: Browser, tmp_path: Path) -> None
 
 
 def test_it_waits_for_the_model(browser: Browser) -> None:
-    with process(FAKE_LOAD_SECONDS="4") as running:
+    with process(FAKE_LOAD_SECONDS="8") as running:
         url = address(running)
         browser.open(url)
         browser.until(lambda: browser.text("#state") == "Loading the model")
@@ -454,6 +464,8 @@ def send(url: str, count: int, body: dict[str, Any]) -> list[threading.Thread]:
                 reply.read()
         except HTTPError as error:
             error.close()
+        except OSError:
+            pass  # the server has ended
 
     threads = [threading.Thread(target=ask) for _ in range(count)]
     for thread in threads:
@@ -477,7 +489,7 @@ def test_load_is_seen(page: Browser, server: Process) -> None:
 
 
 def test_the_queue_is_seen_and_a_full_one_says_when_to_come_back(browser: Browser) -> None:
-    with process(FAKE_SECONDS_PER_BATCH="3", MAX_BATCH_SIZE="1", MAX_QUEUE_SIZE="3") as running:
+    with process(FAKE_SECONDS_PER_BATCH="15", MAX_BATCH_SIZE="1", MAX_QUEUE_SIZE="3") as running:
         url = address(running)
         open_ready(browser, url)
         browser.write("#key", KEY)
@@ -490,12 +502,10 @@ def test_the_queue_is_seen_and_a_full_one_says_when_to_come_back(browser: Browse
         browser.one("#embed").click()
         browser.until(lambda: "429" in browser.text("#problem"))
         assert " s from now." in browser.text("#problem")
-        for thread in threads:
-            thread.join()
-        browser.until(lambda: tile(browser, "Queue") == "0")
         browser.until(lambda: row(browser, "429") == ["1", "1"])
-        browser.until(lambda: row(browser, "of text") == ["4", "4"])
         browser.check_quiet(url, refused=(429,))
+    for thread in threads:
+        thread.join()
 
 
 def test_a_request_is_cancelled(browser: Browser) -> None:
@@ -514,9 +524,7 @@ def test_a_request_is_cancelled(browser: Browser) -> None:
 
 
 def test_a_restart_is_survived(browser: Browser) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     with process(PORT=port) as running:
         url = address(running)
         open_ready(browser, url)
@@ -704,11 +712,12 @@ def test_every_colour_of_the_matrix_is_legible(page: Browser, theme: str) -> Non
         """
         const values = Array.from({length: 201}, (_, index) => index / 100 - 1);
         const items = values.map(() => ({text: "x", image: null}));
-        document.querySelector("main").replaceChildren(it.heatmap([values], items, false, () => {}));
+        document.querySelector("#answer").hidden = false;
+        document.querySelector("#matrix").replaceChildren(it.heatmap([values], items, false, () => {}));
         """,
     )
     assert len(page.all("td[role=gridcell]")) == 201
-    assert page.contrasts()[0][0] >= 4.5
+    assert [(ratio, text) for ratio, least, text in page.contrasts() if ratio < least] == []
 
 
 def test_the_theme_is_chosen_and_kept(page: Browser, server: Process) -> None:

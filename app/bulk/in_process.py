@@ -19,7 +19,6 @@ from app.engine import Engine, LoadModel
 from app.errors import BodyTooLarge, error_object, row_for
 from app.lifecycle import Lifecycle
 from app.main import end_on_failure, load_configured_model
-from app.process import freeze_heap
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -62,15 +61,10 @@ class InProcess:
 async def in_process(settings: Settings, load_model: LoadModel | None = None) -> AsyncIterator[InProcess]:
     """An engine with its model loaded, until the context is left. Raises Stopped where it cannot be loaded."""
     lifecycle, loaded = Lifecycle(), asyncio.Event()
-
-    def ready() -> None:
-        freeze_heap()
-        loaded.set()
-
     engine = Engine(
         settings,
         load_model or partial(load_configured_model, settings),
-        on_ready=ready,
+        on_ready=loaded.set,
         on_failure=partial(end_on_failure, lifecycle),
     )
     async with engine.running() as service:

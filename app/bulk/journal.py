@@ -224,8 +224,7 @@ def _ids(ids: Sequence[Id]) -> pa.Array:
 def _bad_line(row: Row, fault: Fault) -> bytes:
     place = {} if row.line is None else {"line": row.line}
     bad = {"row": row.number, **place, "id": row.id, "reason": fault.message, "param": fault.param}
-    # An id beyond 64 bits is a number that orjson does not write.
-    return orjson.dumps(bad, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+    return orjson.dumps(bad, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

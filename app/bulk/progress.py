@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import ExitStack
 from datetime import timedelta
-from types import TracebackType
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +38,17 @@ class Progress:
             file=sys.stderr,
         )
 
+        self._closing = ExitStack()
+
     def __enter__(self) -> Progress:
+        self._closing.callback(self._bar.close)
+        if not self._bar.disable:
+            # Lines of the log stand above the bar.
+            self._closing.enter_context(logging_redirect_tqdm())
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bar.close()
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
 
     def advance(self, done: int, rows: int, all_rows: int, bad: int) -> None:
         """`done` of the total now; `rows` rows more, of which there are `all_rows` with earlier runs', and `bad` of those bad."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,17 +68,3 @@ class Source(Protocol):
 
     def has_changed(self) -> bool:
         """Whether it is no longer what it was when it was opened."""
-
-
-def groups(rows: Iterable[Row], most_rows: int, most_bytes: int) -> Iterator[list[Row]]:
-    """The rows in lists, each of at most so many rows and bytes; a row that is larger has one to itself."""
-    group: list[Row] = []
-    num_bytes = 0
-    for row in rows:
-        if group and (len(group) == most_rows or num_bytes + row.num_bytes > most_bytes):
-            yield group
-            group, num_bytes = [], 0
-        group.append(row)
-        num_bytes += row.num_bytes
-    if group:
-        yield group

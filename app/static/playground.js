@@ -1,8 +1,10 @@
 // The playground: what is tried, and what is watched. Here its parts meet.
-import { ApiError, embed, get } from "./api.js";
+import { embed, get } from "./api.js";
 import { curl, itemOf, python } from "./code.js";
 import { byId, copy } from "./dom.js";
+import { chooseFor, takeImages } from "./files.js";
 import { Inputs, readBase64 } from "./inputs.js";
+import { FIELDS, clearProblems, explain, fieldProblem, problem } from "./problems.js";
 import { draw, markOld, showResult } from "./result.js";
 import { follow, isReady, service } from "./status.js";
 import { watch } from "./watch.js";
@@ -11,12 +13,11 @@ const EXAMPLE = ["A dog plays on the beach at sunset.", "At dusk a puppy runs al
 
 let needsKey = true;
 let running = null; // the AbortController of the request under way
-let chosenFor = null; // the row that an image is chosen for
 
 const inputs = new Inputs(byId("inputs"), {
   changed: () => { markOld(); showCode(); },
-  refused: (message) => problem(message),
-  chooseFor: (row) => { chosenFor = row; byId("file").click(); },
+  refused: problem,
+  chooseFor,
 });
 
 // The request, as the fields say
@@ -41,7 +42,7 @@ const key = () => byId("key").value.trim();
 
 async function send() {
   if (running || !isReady()) return;
-  clearProblems();
+  clearProblems(inputs);
   const items = inputs.filled();
   if (!items.length) {
     problem("Write a text or add an image first.");
@@ -56,7 +57,9 @@ async function send() {
     service.health.model ??= reply.model;
     showResult(items, reply);
   } catch (error) {
-    if (error.name !== "AbortError") explain(error, items);
+    if (error.name === "AbortError") return;
+    if (error.status === 401) wantKey(true);
+    explain(error, items, inputs);
   } finally {
     running = null;
     stop();
@@ -88,58 +91,6 @@ function showProgress() {
   };
 }
 
-// Errors, where they belong
-
-function explain(error, items) {
-  if (error.row) {
-    inputs.showError(error.row, error.message);
-  } else if (!(error instanceof ApiError)) {
-    problem("The reply is not one of this service.");
-    throw error;
-  } else {
-    explainReply(error, items);
-  }
-}
-
-function explainReply({ status, message, param, retryAfter }, items) {
-  const index = /^input\[(\d+)\]/.exec(param ?? "")?.[1];
-  const item = items[index];
-  if (status === 401) {
-    needsKey = true;
-    byId("key-field").hidden = false;
-    fieldProblem("key", key() ? "The service does not know this key." : "The service needs a key.");
-  } else if (item) {
-    inputs.showError(item.row, message);
-    problem(`${status}: input ${[...byId("inputs").children].indexOf(item.row.element) + 1} is refused.`);
-  } else if (param === "instruction" || param === "dimensions") {
-    fieldProblem(param, message);
-  } else {
-    const again = retryAfter ? ` That is ${retryAfter} s from now.` : "";
-    problem(`${status ? `${status}: ` : ""}${sentence(message)}${again}`);
-  }
-}
-
-function sentence(text) {
-  return /[.!?]$/.test(text) ? text : `${text}.`;
-}
-
-function problem(message) {
-  byId("problem").textContent = message;
-}
-
-function fieldProblem(name, message) {
-  byId(`${name}-error`).textContent = message;
-  byId(`${name}-error`).hidden = !message;
-  byId(name).setAttribute("aria-invalid", message ? "true" : "false");
-  if (message) byId(name).focus();
-}
-
-function clearProblems() {
-  problem("");
-  inputs.clearErrors();
-  ["key", "instruction", "dimensions"].forEach((name) => fieldProblem(name, ""));
-}
-
 // Around it
 
 function showReadiness() {
@@ -164,52 +115,16 @@ function showCode() {
 // Whether there are keys at all is in the document.
 async function askForKey() {
   try {
-    needsKey = Boolean((await (await get("/openapi.json")).json()).components.securitySchemes);
+    wantKey(Boolean((await (await get("/openapi.json")).json()).components.securitySchemes));
   } catch {
-    needsKey = true;
+    wantKey(true);
   }
-  byId("key-field").hidden = !needsKey;
+}
+
+function wantKey(wanted) {
+  needsKey = wanted;
+  byId("key-field").hidden = !wanted;
   showCode();
-}
-
-function takeImages() {
-  const chosen = (id, take) => byId(id).addEventListener("change", () => {
-    take(byId(id).files);
-    byId(id).value = "";
-  });
-  chosen("files", (files) => inputs.addImages(files));
-  chosen("file", (files) => inputs.addImagesTo(chosenFor, files));
-  byId("add-images").addEventListener("click", () => byId("files").click());
-  document.addEventListener("paste", (event) => {
-    if (!event.clipboardData?.files.length) return;
-    event.preventDefault();
-    inputs.addImages(event.clipboardData.files);
-  });
-  takeDrops();
-}
-
-// A frame takes an image for its row; anywhere else on the page it becomes an input of its own.
-function takeDrops() {
-  const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
-  const target = (event) => event.target.closest?.(".slot") ?? byId("composer");
-  const mark = (element) => {
-    document.querySelectorAll(".target").forEach((one) => one.classList.remove("target"));
-    element?.classList.add("target");
-  };
-  document.addEventListener("dragover", (event) => {
-    if (!hasFiles(event)) return;
-    event.preventDefault();
-    mark(target(event));
-  });
-  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) mark(null); });
-  document.addEventListener("drop", (event) => {
-    if (!hasFiles(event)) return;
-    event.preventDefault();
-    mark(null);
-    const row = inputs.rowOf(target(event));
-    if (row) inputs.addImagesTo(row, event.dataTransfer.files);
-    else inputs.addImages(event.dataTransfer.files);
-  });
 }
 
 function takeKeys() {
@@ -225,7 +140,7 @@ function takeKeys() {
 function start() {
   inputs.addText();
   inputs.addText();
-  takeImages();
+  takeImages(inputs);
   takeKeys();
   byId("embed").addEventListener("click", send);
   byId("cancel").addEventListener("click", () => running?.abort());
@@ -237,7 +152,7 @@ function start() {
     button.textContent = hidden ? "Show" : "Hide";
     button.setAttribute("aria-pressed", String(!hidden));
   });
-  for (const name of ["key", "instruction", "dimensions"]) {
+  for (const name of FIELDS) {
     byId(name).addEventListener("input", () => {
       fieldProblem(name, "");
       if (name !== "key") markOld();

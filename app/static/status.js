@@ -12,8 +12,9 @@ const WORDS = {
   unreachable: "Unreachable",
   unknown: "State not shown here",
 };
+// Until it is asked again. A proxy that closes the state is asked seldom.
+const PAUSES_MS = { ok: 5000, unknown: 15000 };
 const SOON_MS = 1000;
-const LATER_MS = 5000;
 
 // The last that is known: `state`, and /health's body.
 export const service = { state: null, health: {} };
@@ -25,7 +26,7 @@ export const isReady = () => service.state === "ok" || service.state === "unknow
 export function follow(changed) {
   poll(async () => {
     await ask(changed);
-    return service.state === "ok" ? LATER_MS : SOON_MS;
+    return PAUSES_MS[service.state] ?? SOON_MS;
   });
 }
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+
+from models.packed.masks import Window, everything, masked
 
 # Sequences share a group up to this ratio of lengths, or a difference of so many tokens: the cost of attention is small beside
 # that of a call.
@@ -71,6 +72,9 @@ class AttentionKernel(Protocol):
     def whole(self, lengths: Sequence[int], send: Send) -> WholeAttention:
         """Tokens see their whole sequence, as the patches of an image do."""
 
+    def local(self, lengths: Sequence[int], window: Window, send: Send) -> WholeAttention:
+        """Tokens see what of their sequence is near."""
+
 
 class SdpaKernel:
     """torch's scaled dot product, on any device and in any dtype."""
@@ -79,19 +83,10 @@ class SdpaKernel:
         return GroupedAttention(spans, send)
 
     def whole(self, lengths: Sequence[int], send: Send) -> WholeAttention:
-        """Sequences of equal length that lie side by side are one call."""
-        runs = [(length, len(list(run))) for length, run in groupby(lengths)]
+        return masked(lengths, everything)
 
-        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-            parts, start = [], 0
-            for length, count in runs:
-                rows, start = slice(start, start + length * count), start + length * count
-                folded = [x[rows].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]
-                out = F.scaled_dot_product_attention(folded[0], folded[1], folded[2], scale=scale)
-                parts.append(out.transpose(1, 2).reshape(count * length, -1))
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-        return attend
+    def local(self, lengths: Sequence[int], window: Window, send: Send) -> WholeAttention:
+        return masked(lengths, window)
 
 
 class GroupedAttention:

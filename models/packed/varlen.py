@@ -28,6 +28,7 @@ from models.packed.attention import (
     Span,
     WholeAttention,
 )
+from models.packed.masks import Window
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +62,16 @@ class VarlenKernel:
         return VarlenAttention(own, send(np.arange(len(spans) + 1, dtype=np.int32)), Cascade.of(spans[first:], send))
 
     def whole(self, lengths: Sequence[int], send: Send) -> WholeAttention:
+        return self._within(lengths, send, WHOLE)
+
+    def local(self, lengths: Sequence[int], window: Window, send: Send) -> WholeAttention:
+        return self._within(lengths, send, (window.reach, window.reach))
+
+    def _within(self, lengths: Sequence[int], send: Send, window: tuple[int, int]) -> WholeAttention:
         bounds = Bounds.of(lengths, send)
 
         def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-            out: torch.Tensor = _attend(q, k, v, bounds, bounds, scale, WHOLE)
+            out: torch.Tensor = _attend(q, k, v, bounds, bounds, scale, window)
             return out.flatten(1)
 
         return attend
@@ -157,19 +164,20 @@ def merge(one: torch.Tensor, one_sums: torch.Tensor, other: torch.Tensor, other_
     return torch.lerp(other.float(), one.float(), weight).to(one.dtype)
 
 
-def choose_kernel(device: torch.device, dtype: torch.dtype, heads: Heads) -> AttentionKernel:
-    """The kernel for a model on this device: varlen where torch has it and it agrees with SDPA, else SDPA, with a warning."""
+def choose_kernel(device: torch.device, dtype: torch.dtype, heads: Heads, reach: int | None = None) -> AttentionKernel:
+    """The kernel for a model on this device: varlen where torch has it and it agrees with SDPA, else SDPA, with a warning.
+    `reach` is that of the model's windows, None where it has none."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return SdpaKernel()
-    return trusted_kernel(device, dtype, heads)
+    return trusted_kernel(device, dtype, heads, reach)
 
 
 @torch.inference_mode()
-def trusted_kernel(device: torch.device, dtype: torch.dtype, heads: Heads) -> AttentionKernel:
+def trusted_kernel(device: torch.device, dtype: torch.dtype, heads: Heads, reach: int | None = None) -> AttentionKernel:
     """VarlenKernel if it runs and agrees with SDPA on random sequences of every kind, else SdpaKernel, with a warning."""
     sdpa = SdpaKernel()
     try:
-        off = disagreement(VarlenKernel(), sdpa, device, dtype, heads)
+        off = disagreement(VarlenKernel(), sdpa, device, dtype, heads, reach)
     except Exception as error:
         log.warning("torch's varlen attention does not run here (%s: %s); SDPA is used, slower", type(error).__name__, error)
         return sdpa
@@ -179,7 +187,14 @@ def trusted_kernel(device: torch.device, dtype: torch.dtype, heads: Heads) -> At
     return VarlenKernel()
 
 
-def disagreement(one: AttentionKernel, other: AttentionKernel, device: torch.device, dtype: torch.dtype, heads: Heads) -> float:
+def disagreement(
+    one: AttentionKernel,
+    other: AttentionKernel,
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: Heads,
+    reach: int | None = None,
+) -> float:
     """The largest difference of two kernels' outputs, of the order of 1, on random sequences with prefixes and without."""
     generator = torch.Generator().manual_seed(0)
     send: Send = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
@@ -196,7 +211,7 @@ def disagreement(one: AttentionKernel, other: AttentionKernel, device: torch.dev
 
     def outputs(kernel: AttentionKernel) -> list[torch.Tensor]:
         on_prefixes, plain = kernel.causal(spans, send), kernel.causal([Span(length) for length in lengths], send)
-        return [
+        found = [
             on_prefixes.every(q, k, v, prefixes, scale),
             on_prefixes.last(q[ends], k, v, prefixes, scale),
             plain.every(q, k, v, (), scale),
@@ -204,6 +219,9 @@ def disagreement(one: AttentionKernel, other: AttentionKernel, device: torch.dev
             # The patches of images: as many heads of keys as of queries.
             kernel.whole(lengths, send)(k, v, k, scale),
         ]
+        if reach is not None:
+            found.append(kernel.local(lengths, Window(reach, device), send)(k, v, k, scale))
+        return found
 
     # A difference that is not a number is the worst of all.
     offs = [(mine.float() - theirs.float()).abs().max() for mine, theirs in zip(outputs(one), outputs(other), strict=True)]

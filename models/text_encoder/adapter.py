@@ -56,7 +56,8 @@ class TextEmbedding:
         self, path: Path, *, device: str, dtype: str, backend: str, compile: str, limits: ImageLimits, allow_pickle: bool
     ) -> None:
         """Load a checkpoint. `device` is a torch device, `dtype` "auto" or a torch dtype's name, `backend` "packed", or
-        "reference" for transformers' own forward. `compile` and `limits` have no effect: nothing is compiled, no image read.
+        "reference" for transformers' own forward. `compile` is as load_model has it, for a decoder; nothing else is compiled.
+        `limits` have no effect: no image is read.
 
         Raises ModelLoadError.
         """
@@ -86,6 +87,7 @@ class TextEmbedding:
         if config.model_type in NAMES and (offset := position_offset(model)) and self._tokenizer.may_read(offset - 1):
             # The padding token has no place of its own, as only transformers' modules know.
             backend = "reference"
+        self._compile = compile
         self._forward = _choose_forward(model, self._folder, heads, Staging(self._device), backend)
         self.info = ModelInfo(
             model_type=config.model_type,
@@ -159,8 +161,11 @@ class TextEmbedding:
         return devices.run(self._forward, batch)
 
     def warm_up(self) -> float:
-        """Run texts of growing number; tokens per second of the largest batch."""
+        """Run texts of growing number, compiled where that pays; tokens per second of the largest batch."""
         short, text = (self.prepare(EmbeddingInput(("warm-up " * n,), truncate=True)) for n in (1, 24))
+        if isinstance(self._forward, DecoderForward) and self._compile != "off" and self._device.type == "cuda":
+            # What varies is compiled for the size that it has first: the usual one, of a full batch.
+            self._forward.optimize([[short], [text] * 63 + [short]], graphs=self._compile == "auto")
         self.embed([short, text])
         return rates.measure(self.embed, text)
 
@@ -219,6 +224,7 @@ def _choose_forward(model: Any, folder: Folder, heads: Heads, staging: Staging, 
         count = config.num_attention_heads
         kinds: dict[str, Callable[..., TokenStates]] = {**dict.fromkeys(NAMES, PostNormEncoder), "modernbert": ModernBertEncoder}
         if encoder := kinds.get(config.model_type):
-            kernel = choose_kernel(model.device, model.dtype, AttentionHeads(count, count, config.hidden_size // count))
+            reach = config.sliding_window if config.model_type == "modernbert" else None
+            kernel = choose_kernel(model.device, model.dtype, AttentionHeads(count, count, config.hidden_size // count), reach)
             return EncoderForward(encoder(model, kernel), pooling, heads, staging)
     return EncoderForward(PaddedStates(model), pooling, heads, staging, ROW_SEQUENCES)

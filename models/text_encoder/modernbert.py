@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from transformers.activations import ACT2FN
 
 from models.packed.attention import AttentionKernel, Send
+from models.packed.masks import Window
 from models.text_encoder.post_norm import Linear, Norm
-from models.text_encoder.row import Row, masked
+from models.text_encoder.row import Row
 
 LOCAL = "sliding_attention"
 
@@ -59,9 +60,10 @@ class ModernBertEncoder:
 
     def __call__(self, row: Row, send: Send) -> torch.Tensor:
         """The last hidden states of every token: (T, width)."""
-        whole = self._kernel.whole(row.lengths.tolist(), send)
+        lengths = row.lengths.tolist()
+        whole = self._kernel.whole(lengths, send)
         # What is no longer than the window sees all of itself.
-        local = masked(row.lengths, self._window) if row.lengths.max() > self._window.reach + 1 else whole
+        local = self._kernel.local(lengths, self._window, send) if max(lengths) > self._window.reach + 1 else whole
         hidden = self._first_norm(F.embedding(row.token_ids, self._words))
         kinds = {layer.kind for layer in self._layers}
         turns = {kind: self._rotary(hidden, row.positions.unsqueeze(0), kind) for kind in kinds}
@@ -74,23 +76,6 @@ class ModernBertEncoder:
             up, gate = layer.up(layer.norm(hidden)).chunk(2, dim=-1)
             hidden = hidden + layer.down(self._activation(up) * gate)
         return self._last_norm(hidden)
-
-
-class Window:
-    """Which tokens see which: those at most `reach` apart."""
-
-    def __init__(self, reach: int, device: torch.device) -> None:
-        self.reach = reach
-        self._seen = torch.ones(1, 1, dtype=torch.bool, device=device)
-
-    def __call__(self, length: int) -> torch.Tensor | None:
-        """bool (length, length), None where all see all."""
-        if length <= self.reach + 1:
-            return None
-        if len(self._seen) < length:
-            places = torch.arange(length, device=self._seen.device)
-            self._seen = (places[:, None] - places).abs() <= self.reach
-        return self._seen[:length, :length]
 
 
 def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

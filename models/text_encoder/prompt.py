@@ -65,7 +65,9 @@ class TextTokenizer:
     def __init__(self, stock: Any, lower_case: bool) -> None:
         """`stock` is the checkpoint's tokenizer, as transformers loads it; `lower_case` has texts put into lower case first."""
         own = json.loads(stock.backend_tokenizer.to_str())
-        self.specials = frozenset(token["content"] for token in own["added_tokens"] if token["special"])
+        # tokenizer.json may not mark those that tokenizer_config.json names.
+        marked = {token["content"] for token in own["added_tokens"] if token["special"]}
+        self.specials = frozenset(marked.union(stock.all_special_tokens))
         self._tokenizer = Tokenizer.from_str(json.dumps(_out_of_reach(own, self.specials)))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -174,6 +176,7 @@ def _out_of_reach(tokenizer: dict[str, Any], specials: Collection[str]) -> dict[
     hidden = set(specials) - {model.get("unk_token")}
     names = {name: secrets.token_hex(16) for name in hidden}
     for token in tokenizer["added_tokens"]:
+        token["special"] = token["content"] in specials
         token["content"] = names.get(token["content"], token["content"])
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):

@@ -4,6 +4,7 @@ every address lies on the loopback, with hosts that note who came. tests.clients
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ for address in ("{_STRANGER}", "{namespace.PUBLIC}"):
 def enter(arguments: list[str]) -> int | None:
     """Run this command again in namespaces of its own, and return its exit code; None where there are none to be had."""
     unshare = namespaces()
-    if unshare is None:
+    if unshare is None or not all(map(shutil.which, ("ip", "mount"))):
         return None
     return subprocess.run([*unshare, sys.executable, "-m", "tests.clients", "--inside", *arguments], cwd=ROOT).returncode
 

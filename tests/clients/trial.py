@@ -145,8 +145,8 @@ _waits: list[float] = []
 
 class _Waits(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        if "Retrying request" in record.msg and isinstance(record.args, tuple):
-            _waits.append(float(record.args[1]))  # type: ignore[arg-type]
+        if found := re.search(r"^Retrying request\b.* in (\S+) seconds", record.getMessage()):
+            _waits.append(float(found[1]))
 
 
 _retries = logging.getLogger("openai._base_client")
