@@ -19,6 +19,7 @@ from models.registry import ADAPTERS
 from models.text_encoder import forward
 from models.text_encoder.forward import EncoderForward
 from models.text_encoder.padded import PaddedStates
+from models.text_encoder.post_norm import Linear
 from tests.as_on_cuda import Replayer, few_graphs, load_as_on_cuda, samples  # noqa: F401 - a fixture
 from tests.oracle import Rows, cosines
 from tests.text_checkpoints import (
@@ -154,6 +155,25 @@ def test_half_precision_is_near(path: Path, expected: Rows) -> None:
     assert rows.dtype == np.float32
     assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-5
     same(rows, expected, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "by_input"),
+    [
+        ((1536, 384), torch.float32, True),
+        ((384, 1536), torch.float32, True),
+        ((4096, 1024), torch.float32, False),
+        ((1536, 384), torch.bfloat16, False),
+    ],
+)
+def test_a_narrow_matrix_lies_in_memory_by_its_inputs(shape: tuple[int, int], dtype: torch.dtype, by_input: bool) -> None:
+    """And is the same matrix."""
+    module = torch.nn.Linear(shape[1], shape[0], dtype=dtype)
+    taken = Linear.take(module)
+    assert taken.weight.t().is_contiguous() is by_input and taken.weight.is_contiguous() is not by_input
+    assert torch.equal(taken.weight, module.weight)
+    rows = torch.randn(5, shape[1], dtype=dtype)
+    assert torch.allclose(taken(rows), module(rows), atol=1e-5)
 
 
 def test_info(model: EmbeddingModel, family: str) -> None:

@@ -69,6 +69,16 @@ _DISTILBERT = Names(
 )
 NAMES = {"bert": _BERT, "roberta": _BERT, "xlm-roberta": _BERT, "mpnet": _MPNET, "distilbert": _DISTILBERT}
 
+# Of a matrix's narrower side. Measured with MKL on a CPU with AVX-512: in models of 384 and 768 components products with the 62
+# rows of one text took 23 and 16 % less time; in wider ones sometimes less and sometimes more.
+NARROW = 1024
+
+
+def laid_out(weight: torch.Tensor) -> torch.Tensor:
+    """The same matrix; a narrow one on a CPU so that in memory what one input is multiplied with lies side by side."""
+    narrow = weight.device.type == "cpu" and weight.dtype is torch.float32 and min(weight.shape) < NARROW
+    return weight.t().contiguous().t() if narrow else weight
+
 
 @dataclass(frozen=True, slots=True)
 class Linear:
@@ -82,7 +92,7 @@ class Linear:
         """From modules that read the same input, as one."""
         biases = [module.bias for module in modules]
         joined = None if biases[0] is None else torch.cat([bias.data for bias in biases])
-        return cls(torch.cat([module.weight.data for module in modules]), joined)
+        return cls(laid_out(torch.cat([module.weight.data for module in modules])), joined)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight, self.bias)
