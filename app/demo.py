@@ -162,7 +162,7 @@ async def run_demo(model_path: Path, port: int, once: bool, random_weights: bool
         show(answers, random_weights)
         failed = not all(answer.good for answer in answers)
         if not once:
-            print(f"\nServing on {url} until Ctrl-C. Try:\n")
+            print(f"\nServing until Ctrl-C. A page to try it and to watch it, with the key {key}:\n\n  {url}/\n\nOr:\n")
             print(f"  curl {url}/v1/embeddings -H 'Authorization: Bearer {key}' -d '{{\"input\": \"hello\"}}'\n", flush=True)
     if once:
         app[LIFECYCLE].end(ExitCode.DRAINED)

@@ -29,6 +29,8 @@ _PAYLOAD_KEYS = ("text", "image", "content", "data", "image_url", "image_base64"
 _CONVERSATIONS = (("user",), ("system", "user"), ("user", "assistant"), ("system", "user", "assistant"))
 _VIDEO_KEYS = ("video", "video_url")
 _VIDEO_TYPES = ("video", "video_url", "input_video")
+# All that the rules read of an object. Whatever else it holds decides nothing.
+ITEM_KEYS = frozenset({"type", "role", "instruction", *_PAYLOAD_KEYS, *_VIDEO_KEYS})
 _TYPES = ", ".join(f'"{name}"' for name in _TYPED_FORMS)
 _IMAGE = 'an http(s) URL, a data URI or base64, as a string or as {"url": "..."}'
 _NO_VIDEO = "holds video, which this server does not embed; send single frames as images"

@@ -107,7 +107,12 @@ TABLE: dict[type[BaseException], Row] = {
 
 # aiohttp's own refusals. Their reason phrases are fixed words, safe to show.
 _HTTP = {
-    404: Row(404, _INVALID, "not_found", "there is nothing at this path; GET /openapi.json lists what there is"),
+    404: Row(
+        status=404,
+        type=_INVALID,
+        code="not_found",
+        message="there is nothing at this path; GET /openapi.json lists what there is; an OpenAI client's base URL ends in /v1",
+    ),
     405: Row(405, _INVALID, message="this path does not take this method; the header Allow names those that it takes"),
     413: Row(413, _INVALID),
     417: Row(417, _INVALID),

@@ -1,14 +1,12 @@
-"""One short coroutine per endpoint."""
+"""One short coroutine per endpoint; those of the pages are in app.pages."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import re
 import time
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 import orjson
@@ -16,10 +14,10 @@ from aiohttp import web
 
 from app import VERSION, dialects
 from app.bodies import read_body
-from app.dialects import EmbeddingRequest, InvalidRequest, ModelNotFound, RequestLimits
+from app.dialects import EmbeddingRequest, InvalidRequest, ModelNotFound
 from app.embedding_service import LARGE_ROWS
 from app.errors import error_object, row_for
-from app.keys import LIFECYCLE, LOG, MEMORY, METRICS, SCHEDULER, SERVICE, SETTINGS, RequestLog
+from app.keys import ENGINE, LIFECYCLE, LOG, MEMORY, METRICS, SCHEDULER, SERVICE, SETTINGS, RequestLog
 from app.memory import MemoryShare
 from app.openapi import openapi_document
 from app.replies import embeddings_body
@@ -30,9 +28,6 @@ log = logging.getLogger(__name__)
 
 # Bodies from here on are read off the event loop: about a millisecond of work.
 LARGE_BODY_BYTES = 64 * 1024
-
-_DOCS = {"docs.html": "text/html", "docs.js": "text/javascript", "docs.css": "text/css"}
-_DOCS_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'"
 
 
 async def create_embeddings(request: web.Request) -> web.Response:
@@ -135,20 +130,9 @@ async def openapi(request: web.Request) -> web.Response:
             dimension=embedding_dimension(request.app),
             max_inputs=settings.max_inputs_per_request,
             auth_required=not settings.auth_disabled,
+            playground=settings.playground,
         )
     )
-
-
-async def docs(request: web.Request) -> web.Response:
-    """GET /docs"""
-    return static_reply("docs.html")
-
-
-async def docs_asset(request: web.Request) -> web.Response:
-    """GET /docs/{name}"""
-    if request.match_info["name"] not in _DOCS:
-        raise web.HTTPNotFound
-    return static_reply(request.match_info["name"])
 
 
 async def read_request(request: web.Request, memory: MemoryShare) -> EmbeddingRequest:
@@ -158,13 +142,7 @@ async def read_request(request: web.Request, memory: MemoryShare) -> EmbeddingRe
     scheduler.check_open()
     body = await read_body(request, settings.max_request_bytes, settings.body_timeout_s, memory)
     scheduler.check_open()
-    limits = RequestLimits(
-        model_names=frozenset({settings.model_name, settings.model_id}),
-        max_inputs=settings.max_inputs_per_request,
-        max_input_tokens=max_input_tokens(app),
-        dimension=service.dimension(),
-        max_image_bytes=settings.max_image_bytes,
-    )
+    limits = app[ENGINE].request_limits()
     large = len(body) > LARGE_BODY_BYTES
     parsed = await service.off_loop(dialects.parse, body, limits) if large else dialects.parse(body, limits)
     memory.add(parsed.num_bytes - len(body))
@@ -195,23 +173,11 @@ def status(app: web.Application) -> str:
 
 
 def embedding_dimension(app: web.Application) -> int | None:
-    """The components of a vector; None where they are the model's own and the model is loading."""
-    model = app[SCHEDULER].loaded_model
-    return app[SETTINGS].embedding_dimension or (model.info.width if model else None)
-
-
-def max_input_tokens(app: web.Application) -> int:
-    """Tokens of an input, at most: as set, and no more than the model reads."""
-    model, limit = app[SCHEDULER].loaded_model, app[SETTINGS].max_input_tokens
-    return min(limit, model.info.max_tokens) if model else limit
+    return app[ENGINE].dimension
 
 
 def fingerprint(app: web.Application) -> str | None:
-    """The model's fingerprint and the dimension in one: equal ones mean comparable vectors."""
-    model = app[SCHEDULER].loaded_model
-    if model is None:
-        return None
-    return hashlib.sha256(f"{model.info.fingerprint}:{embedding_dimension(app)}".encode()).hexdigest()[:16]
+    return app[ENGINE].fingerprint
 
 
 def model_row(app: web.Application) -> dict[str, Any]:
@@ -224,7 +190,7 @@ def model_row(app: web.Application) -> dict[str, Any]:
         "root": settings.model_id,
         "fingerprint": fingerprint(app),
         "embedding_dimension": embedding_dimension(app),
-        "max_input_tokens": max_input_tokens(app),
+        "max_input_tokens": app[ENGINE].max_input_tokens,
     }
 
 
@@ -269,9 +235,3 @@ def preview_row(index: int, row: Description | Exception, param: str | None) -> 
 
 def json_reply(body: dict[str, Any], status: int = 200) -> web.Response:
     return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
-
-
-def static_reply(name: str) -> web.Response:
-    headers = {"Content-Security-Policy": _DOCS_POLICY, "X-Content-Type-Options": "nosniff"}
-    body = files("app").joinpath("static", name).read_bytes()
-    return web.Response(body=body, content_type=_DOCS[name], charset="utf-8", headers=headers)

@@ -9,6 +9,7 @@ from aiohttp import web
 
 if TYPE_CHECKING:
     from app.embedding_service import EmbeddingService
+    from app.engine import Engine
     from app.lifecycle import Lifecycle
     from app.memory import MemoryBudget
     from app.metrics import Metrics
@@ -28,6 +29,7 @@ class RequestLog:
 
 
 SETTINGS: web.AppKey[Settings] = web.AppKey("SETTINGS")
+ENGINE: web.AppKey[Engine] = web.AppKey("ENGINE")
 SCHEDULER: web.AppKey[Scheduler] = web.AppKey("SCHEDULER")
 SERVICE: web.AppKey[EmbeddingService] = web.AppKey("SERVICE")
 MEMORY: web.AppKey[MemoryBudget] = web.AppKey("MEMORY")

@@ -71,6 +71,11 @@ class Lifecycle:
             self.exit_code = code
             self._ending.set()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process was asked to end."""
+        return self._ending.is_set()
+
     async def ending(self) -> None:
         """Wait until the process is asked to end."""
         await self._ending.wait()

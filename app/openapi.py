@@ -18,7 +18,7 @@ _TAGS = {
     "Embeddings": "Vectors of texts and images.",
     "Models": "What is served.",
     "Operation": "For probes and dashboards. No key is needed.",
-    "Documentation": "This document and a page for it. No key is needed.",
+    "Pages": "To read, to try and to watch; and this document. No key is needed.",
 }
 
 # Status -> name of the reply, the schema's description, and the header that it always carries.
@@ -86,9 +86,10 @@ _PARAMETERS: dict[str, Node] = {
 
 
 def openapi_document(
-    *, version: str, model_name: str, dimension: int | None, max_inputs: int, auth_required: bool
+    *, version: str, model_name: str, dimension: int | None, max_inputs: int, auth_required: bool, playground: bool
 ) -> dict[str, Any]:
-    """The document of a server with these settings. `dimension` None: the model's own width, which need not be known yet."""
+    """The document of a server with these settings. `dimension` None: the model's own width, which need not be known yet.
+    `playground`: whether there is a page at /."""
     components: Node = {
         "schemas": schemas(model_name=model_name, dimension=dimension, max_inputs=max_inputs),
         "parameters": _PARAMETERS | {"Model": _PARAMETERS["Model"] | {"example": model_name}},
@@ -111,7 +112,7 @@ def openapi_document(
         },
         "servers": [{"url": "/"}],
         "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
-        "paths": protected | _public_paths(),
+        "paths": protected | _public_paths() | (_playground_path() if playground else {}),
         "components": components,
     }
 
@@ -219,22 +220,37 @@ def _public_paths() -> Node:
         },
         "/openapi.json": {
             "get": _operation(
-                "Documentation",
+                "Pages",
                 "getOpenAPI",
                 "This document",
-                "For clients, generators and the page.",
+                "For clients, generators and the page of it.",
                 {"200": _reply("OpenAPI 3.1.", document)},
             )
         },
         "/docs": {
             "get": _operation(
-                "Documentation",
+                "Pages",
                 "getDocs",
                 "A page of this document",
                 "With requests to try out. It loads nothing from elsewhere.",
                 {"200": _reply("The page.", {"type": "string"}, media_type="text/html")},
             )
         },
+    }
+
+
+def _playground_path() -> Node:
+    return {
+        "/": {
+            "get": _operation(
+                "Pages",
+                "getPlayground",
+                "A page to try and to watch",
+                "Texts and images in, a matrix of cosines out; and the queue, batches and times as they are. "
+                "It loads nothing from elsewhere.",
+                {"200": _reply("The page.", {"type": "string"}, media_type="text/html")},
+            )
+        }
     }
 
 

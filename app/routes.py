@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import hdrs, web
 
 # Paths that need no key.
-PUBLIC = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/docs", "/docs/{name}"})
+PUBLIC = frozenset({"/", "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/docs", "/assets/{name}"})
 
 
 async def withhold_continue(request: web.Request) -> None:
@@ -14,9 +14,9 @@ async def withhold_continue(request: web.Request) -> None:
         raise web.HTTPExpectationFailed(text="")
 
 
-def add_routes(router: web.UrlDispatcher) -> None:
-    """Every route of the service."""
-    from app import handlers
+def add_routes(router: web.UrlDispatcher, playground: bool = True) -> None:
+    """Every route of the service. Without the playground its path is like any that does not exist."""
+    from app import handlers, pages
 
     public = [
         ("GET", "/health", handlers.health),
@@ -24,9 +24,11 @@ def add_routes(router: web.UrlDispatcher) -> None:
         ("GET", "/health/ready", handlers.health_ready),
         ("GET", "/metrics", handlers.metrics),
         ("GET", "/openapi.json", handlers.openapi),
-        ("GET", "/docs", handlers.docs),
-        ("GET", "/docs/{name}", handlers.docs_asset),
+        ("GET", "/docs", pages.docs),
+        ("GET", "/assets/{name}", pages.asset),
     ]
+    if playground:
+        public.append(("GET", "/", pages.playground))
     protected = [
         ("POST", "/v1/embeddings", handlers.create_embeddings),
         ("POST", "/v1/embeddings/preview", handlers.preview_embeddings),

@@ -213,6 +213,7 @@ class Settings:
     drain_grace_s: float = setting(0.0, decimal(0, DAY_S), "seconds to go on listening, answering 503, once a shutdown has begun")
     worker_stall_s: float | None = setting(None, or_word("auto", SECONDS), "seconds without progress that make the device failed")
     cors_origins: tuple[str, ...] = setting((), list_of(ORIGIN), "origins of web pages that may call the service; * is every one")
+    playground: bool = setting(True, FLAG, "false: no page at /, which lets people try the service and watch it")
     allow_pickle: bool = setting(False, FLAG, "true: load checkpoints in pickle format, which can run code")
 
     # Not settings, but what follows from them.

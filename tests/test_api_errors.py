@@ -175,7 +175,18 @@ async def test_401_comes_before_503(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nothing", "/v1", "/v1/embeddings/", "/v1/models/", "/docs/a/b", "/docs/../auth.py", "/health/x"]
+    "path",
+    [
+        "/index.html",
+        "/nothing",
+        "/v1",
+        "/v1/embeddings/",
+        "/v1/models/",
+        "/docs/a",
+        "/assets/a/b",
+        "/assets/../auth.py",
+        "/health/x",
+    ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 async def test_404_needs_no_key(client: Client, method: str, path: str) -> None:
@@ -202,6 +213,7 @@ async def test_404_for_another_model(client: Client, name: str) -> None:
         ("POST", "/health", "GET, HEAD"),
         ("PATCH", "/metrics", "GET, HEAD"),
         ("POST", "/docs", "GET, HEAD"),
+        ("POST", "/", "GET, HEAD"),
     ],
 )
 async def test_405_says_what_is_allowed(client: Client, method: str, path: str, allow: str) -> None:

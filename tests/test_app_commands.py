@@ -1,4 +1,4 @@
-"""The commands beside `serve`: configure, verify and demo, as a person runs them."""
+"""The commands beside `serve`: configure, verify, demo and bench, as a person runs them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from importlib.resources import files
 from pathlib import Path
 
@@ -118,3 +119,51 @@ def test_a_demo_that_cannot_load_fails(tmp_path: Path) -> None:
     done = run("demo", "--model-path", str(tmp_path / "none"), "--port", "0", "--once", folder=tmp_path)
     assert done.returncode == 1
     assert "none" in done.stderr
+
+
+def test_bench_takes_its_own_options(tmp_path: Path) -> None:
+    """All that stands behind it, `--help` among it; another command takes none that it does not know."""
+    shown = run("bench", "--help", folder=tmp_path)
+    assert shown.returncode == 0
+    assert "usage: python -m app bench" in shown.stdout and "--budget-s" in shown.stdout and "--peer" in shown.stdout
+    assert "bench" in run("--help", folder=tmp_path).stdout
+    refused = run("bench", "--rounds", "none", folder=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--rounds" in refused.stderr
+    for arguments in (["verify", "--rounds", "1"], ["--rounds"]):
+        refused = run(*arguments, folder=tmp_path)
+        assert refused.returncode == 2 and "unrecognized arguments" in refused.stderr
+
+
+def test_bench_needs_the_projects_tests(tmp_path: Path) -> None:
+    """An installed package does not bring them; a folder of that name may be another project's."""
+    for package in ("app", "scheduler", "models"):
+        (tmp_path / package).symlink_to(ROOT / package)
+    for _ in range(2):
+        done = run("bench", folder=tmp_path, PYTHONPATH=str(tmp_path))
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "checkout" in done.stderr
+        (tmp_path / "tests").mkdir(exist_ok=True)
+        (tmp_path / "tests" / "__init__.py").touch()
+
+
+def test_bench_that_is_terminated_ends_what_it_started(tmp_path: Path) -> None:
+    write_demo_checkpoint(tmp_path / "checkpoint")
+    command = [sys.executable, "-m", "app", "bench", "--checkpoint", str(tmp_path / "checkpoint"), "--device", "cpu"]
+    popen = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while not children_of(popen.pid) and time.monotonic() < until:
+            time.sleep(0.1)
+        (started,) = children_of(popen.pid)
+        popen.terminate()
+        assert popen.wait(60) == 128 + 15
+        assert not Path(f"/proc/{started}").exists()
+    finally:
+        popen.kill()
+        popen.wait()
+
+
+def children_of(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in found.split()]

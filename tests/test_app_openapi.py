@@ -28,12 +28,18 @@ ROUTES = {
     "/metrics": "get",
     "/openapi.json": "get",
     "/docs": "get",
+    "/": "get",
 }
 
 
-def document(*, dimension: int | None = 64, auth_required: bool = True) -> dict[str, Any]:
+def document(*, dimension: int | None = 64, auth_required: bool = True, playground: bool = True) -> dict[str, Any]:
     written = openapi_document(
-        version="1.2.3", model_name="model", dimension=dimension, max_inputs=8, auth_required=auth_required
+        version="1.2.3",
+        model_name="model",
+        dimension=dimension,
+        max_inputs=8,
+        auth_required=auth_required,
+        playground=playground,
     )
     return orjson.loads(orjson.dumps(written))
 
@@ -69,6 +75,10 @@ def test_document_is_whole(dimension: int | None, auth_required: bool) -> None:
     kinds = ("schemas", "parameters", "headers", "responses")
     unused = {f"{kind}/{name}" for kind in kinds for name in root["components"][kind]} - used
     assert unused <= {"responses/Unauthorized"}
+
+
+def test_the_playground_is_in_the_document_where_it_is_served() -> None:
+    assert document()["paths"].keys() - document(playground=False)["paths"].keys() == {"/"}
 
 
 def test_every_operation_is_described() -> None:

@@ -131,6 +131,7 @@ def test_defaults_are_as_documented() -> None:
         "DRAIN_GRACE_S": 0,
         "WORKER_STALL_S": None,
         "CORS_ORIGINS": (),
+        "PLAYGROUND": True,
         "ALLOW_PICKLE": False,
     }
 

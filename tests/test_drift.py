@@ -203,6 +203,10 @@ NEVER_AT_THE_EDGE = {
     "SchedulerError": "a base that nothing raises",
     "OutOfDeviceMemory": "the device's thread halves the batch",
     "DeviceLost": "the device's thread turns it into WorkerDied",
+    "Stopped": "ends python -m app embed",
+    "BadRow": "a row of its input",
+    "LineTooLong": "a row of its input",
+    "Away": "it waits",
     "InputError": "unwrapped: its cause has the row",
 }
 

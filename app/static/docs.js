@@ -1,21 +1,10 @@
 // The page of the OpenAPI document. What the document says is only ever put in as text. The key lives in its field, nowhere else.
-"use strict";
+import { BASE, byId, copy, el, quoted } from "./dom.js";
 
-const BASE = new URL(".", location.href).href.replace(/\/$/, "");
 const MAX_SHOWN = 20000; // characters of a reply that is not JSON
 let spec;
 
-// The page, made of elements
-
-function el(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value !== false && value != null) element.setAttribute(name, value === true ? "" : value);
-  }
-  element.append(...children.flat(Infinity).filter((child) => child != null));
-  return element;
-}
+// Words
 
 // Text in which `words` in backticks are code.
 function inline(text) {
@@ -126,17 +115,13 @@ function print(value, margin = "") {
   return JSON.stringify(value);
 }
 
-function quoted(text) {
-  return /^[\w:/.%-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
-}
-
 // A route
 
 function operation(path, method, op) {
   const id = op.operationId;
   const body = op.requestBody && resolve(op.requestBody).content["application/json"];
   const parameters = (op.parameters ?? []).map(resolve);
-  return el("section", { class: "route", id, "aria-labelledby": `${id}-title` },
+  return el("section", { class: "card route", id, "aria-labelledby": `${id}-title` },
     el("div", { class: "words" },
       el("h3", { id: `${id}-title` }, op.summary),
       el("p", { class: "address" },
@@ -242,7 +227,7 @@ function tryOut(path, method, op, body, parameters) {
     sending = true;
     outcome.textContent = "Waiting for the reply…";
     const headers = {};
-    const key = document.getElementById("key").value;
+    const key = byId("key").value;
     if (op.security?.length && key) headers.Authorization = `Bearer ${key}`;
     if (text) headers["Content-Type"] = "application/json";
     const started = performance.now();
@@ -271,8 +256,8 @@ function tryOut(path, method, op, body, parameters) {
     inputs.map((input) => [el("label", { for: input.id }, input.name), input]),
     text ? [el("label", { for: choice.id }, "Example"), choice, el("label", { for: text.id }, "Body"), text] : null,
     el("div", { class: "buttons" },
-      el("button", { class: "send", type: "button", onclick: send }, "Send"),
-      el("button", { type: "button", onclick: (event) => copy(curl, event.currentTarget) }, "Copy as curl")),
+      el("button", { class: "send primary", type: "button", onclick: send }, "Send"),
+      el("button", { type: "button", onclick: (event) => copy(curl.textContent, event.currentTarget) }, "Copy as curl")),
     outcome, reply,
     more("curl", curl, !text));
 }
@@ -288,46 +273,27 @@ function readable(text, type) {
   return text.length > MAX_SHOWN ? `${text.slice(0, MAX_SHOWN)}\n… ${text.length - MAX_SHOWN} more characters` : text;
 }
 
-// Pages from plain http have no clipboard; the older way, by a selection, works for them.
-async function copy(source, button) {
-  const label = button.textContent;
-  let copied;
-  try {
-    await navigator.clipboard.writeText(source.textContent);
-    copied = true;
-  } catch {
-    const field = el("textarea", { class: "offscreen", "aria-hidden": "true", tabindex: "-1" });
-    field.value = source.textContent;
-    document.body.append(field);
-    field.select();
-    copied = document.execCommand("copy");
-    field.remove();
-    button.focus();
-  }
-  button.textContent = copied ? "Copied" : "Not copied";
-  setTimeout(() => { button.textContent = label; }, 1500);
-}
-
 // All of it
 
 function render() {
   document.title = `${spec.info.title}: API`;
-  document.getElementById("title").textContent = spec.info.title;
-  document.getElementById("version").textContent = `${spec.info.version} ·`;
-  document.getElementById("about").replaceChildren(...prose(spec.info.description));
-  document.getElementById("key-card").hidden = !spec.components.securitySchemes;
+  byId("title").textContent = spec.info.title;
+  byId("version").textContent = `${spec.info.version} ·`;
+  byId("about").replaceChildren(...prose(spec.info.description));
+  byId("to-playground").hidden = !spec.paths["/"];
+  byId("key-card").hidden = !spec.components.securitySchemes;
 
   const groups = spec.tags.map((tag) => ({ ...tag, routes: routes().filter((route) => route.op.tags.includes(tag.name)) }));
-  document.getElementById("nav").replaceChildren(...groups.map((group) => el("div", {},
+  byId("nav").replaceChildren(...groups.map((group) => el("div", {},
     el("h2", {}, group.name),
     el("ul", {}, group.routes.map(({ path, method, op }) =>
       el("li", {}, el("a", { href: `#${op.operationId}` }, badge(method), breakable(path))))))));
-  document.getElementById("routes").replaceChildren(...groups.flatMap((group) => [
+  byId("routes").replaceChildren(...groups.flatMap((group) => [
     el("div", { class: "group" }, el("h2", {}, group.name), el("p", { class: "quiet" }, group.description)),
     ...group.routes.map(({ path, method, op }) => operation(path, method, op)),
   ]));
   follow();
-  if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+  if (location.hash) byId(location.hash.slice(1))?.scrollIntoView();
 }
 
 // The route in view is marked in the list of routes.
@@ -348,7 +314,7 @@ async function start() {
     if (!response.ok) throw new Error(response.statusText);
     spec = await response.json();
   } catch {
-    document.getElementById("state").textContent = "The document cannot be read now. Reload the page to try again.";
+    byId("state").textContent = "The document cannot be read now. Reload the page to try again.";
     return;
   }
   render();

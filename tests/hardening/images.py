@@ -255,9 +255,9 @@ def beside_a_gpu() -> None:
 
 def without_a_budget_of_pixels() -> None:
     """with as many images decoded at once as there are threads."""
-    from app import main
+    from app import engine
 
-    vars(main)["DECODED_AT_ONCE"] = 1000
+    vars(engine)["DECODED_AT_ONCE"] = 1000
 
 
 def with_small_blocks() -> None:

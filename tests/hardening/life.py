@@ -283,15 +283,15 @@ def without_loading_beside() -> None:
     from app.keys import SCHEDULER
     from scheduler.scheduler import State
 
-    kept = main.run_scheduler
+    kept = main.run_engine
 
-    async def run_scheduler(app: object) -> object:
+    async def run_engine(app: object) -> object:
         async for _ in kept(app):
             while app[SCHEDULER].state is State.LOADING:
                 await asyncio.sleep(0.05)
             yield
 
-    main.run_scheduler = run_scheduler
+    main.run_engine = run_engine
 
 
 @check(

@@ -87,14 +87,16 @@ def _run(*command: str) -> None:
 
 @dataclass
 class World:
-    """All hosts of the namespace: `names` resolve as they say, `files` and `redirects` are what any host has by path, and
-    `reached` is who was connected to. Every other path of a host has the image `inside`."""
+    """All hosts of the namespace: `names` resolve as they say, `files` and `redirects` are what any host has by path, `reached`
+    is who was connected to, and `unknown` the names that were asked for and do not resolve. Every other path of a host has the
+    image `inside`."""
 
     inside: bytes
     names: dict[str, Answer] = field(default_factory=dict)
     redirects: dict[str, tuple[int, str]] = field(default_factory=dict)
     reached: list[tuple[str, int]] = field(default_factory=list)
     asked: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unknown: list[str] = field(default_factory=list)
 
     async def speak(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One request, one reply."""
@@ -127,6 +129,8 @@ class World:
         if kind and name in self.names:
             addresses = self.names[name](kind, self.asked[name, kind])
             self.asked[name, kind] += 1
+        elif name not in self.names:
+            self.unknown.append(name)
         flags = 0x8580 if name in self.names else 0x8583
         head = query[:2] + struct.pack(">HHHHH", flags, 1, len(addresses), 0, 0)
         return head + query[12 : end + 4] + b"".join(map(_record, addresses))

@@ -1,7 +1,11 @@
 """make bench: the stock forward, our engines step by step, and the service under load, side by side on this machine.
 
-    python -m tests.load.bench [--shape bench-40m | --checkpoint PATH] [--device cpu|cuda] [--workloads 16,mixed,images]
-                               [--seconds 10] [--budget-s 480] [--json FILE]
+    python -m app bench [--shape bench-40m | --checkpoint PATH] [--device cpu|cuda] [--workloads 16,mixed,images]
+                        [--seconds 10] [--budget-s 480] [--json FILE]
+    python -m app bench --peer infinity|library [--checkpoint PATH] [--loads 1x1,8x32]
+                        [--seconds 4] [--budget-s 840] [--json FILE]
+
+With --peer: the service and another server on one text model, as ratios to the library's own batches (tests/load/peer.py).
 
 Prints a table, the goals with what was reached, and as its last line everything as JSON. Not 0 where a child ends or a reply is
 no 200; a goal that is missed is a result, and no failure.
@@ -13,88 +17,93 @@ idle.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from tests.load import peer
 from tests.load.callers import LoadFailed
-from tests.load.children import ChildFailed, on_cores
+from tests.load.children import ChildFailed, Cores, on_cores
 from tests.load.goals import goals
 from tests.load.in_process import in_process
+from tests.load.infinity import PYTHON
 from tests.load.limits import Towers, nominal_tflops
-from tests.load.measure import ROUNDS, Bench, seconds_that_fit
+from tests.load.measure import LOADS, ROUNDS, Bench, Load, seconds_that_fit
+from tests.load.peer_report import peer_table
 from tests.load.report import table
 from tests.load.service import ROOT, service
 from tests.load.workloads import SHORTEST, WORKLOADS
 
 SHAPE = {"cpu": "bench-40m", "cuda": "2b"}
+SECONDS = 10.0
 # Of everything, loading included: a session on a lent GPU is ten minutes, a CPU is slow.
 BUDGET_S = {"cpu": 840.0, "cuda": 480.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Cores:
-    """The core of engines and service, and that of the load; they are one where there is but one."""
-
-    model: int
-    load: int
-
-    @classmethod
-    def first(cls) -> Cores:
-        """The first two that this process may use."""
-        allowed = sorted(os.sched_getaffinity(0))
-        return cls(allowed[0], allowed[min(1, len(allowed) - 1)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     started = time.monotonic()
+    compare, show = (peer.run, peer_table) if options.peer else (run, table)
     try:
-        result = run(options, started)
+        result = compare(options, started)
     except (ChildFailed, LoadFailed, OSError, subprocess.CalledProcessError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     line = orjson.dumps(result).decode()
     if options.json:
         options.json.write_text(line + "\n")
-    print(table(result))
+    print(show(result))
     print(line)
     return 0
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """`device` is resolved, `checkpoint` set."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m app bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", help="sizes of models.demo (default: 2b on CUDA, else bench-40m); written once into models/")
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint that is there, in place of a shape")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: a GPU if there is one")
     parser.add_argument("--dtype", default="auto", help="as the service's DTYPE, for all engines")
     parser.add_argument("--workloads", type=workload_list, default=WORKLOADS, help="numbers of content tokens, mixed, images")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for a service window, at most (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, help=f"for a service window, at most (default: {SECONDS:g}; {peer.SECONDS:g} with a peer)"
+    )
     parser.add_argument(
         "--rounds",
         type=int,
-        default=ROUNDS,
-        choices=range(1, 10),
+        choices=range(1, 100),
         metavar="N",
-        help="of engines and service in turn (default: %(default)s)",
+        help=f"of all that is compared in turn, at most (default: {ROUNDS}; {peer.ROUNDS} with a peer)",
     )
-    parser.add_argument("--budget-s", type=float, help="for everything: windows are shortened to fit in")
+    parser.add_argument(
+        "--budget-s", type=float, help="for everything: windows are shortened to fit in; with a peer, rounds left out"
+    )
     parser.add_argument("--json", type=Path, help="write the JSON line to a file too")
+    parser.add_argument("--peer", choices=peer.PEERS, help="compare with infinity-emb, or with its library alone")
+    parser.add_argument(
+        "--peer-python", type=Path, default=PYTHON, help="of infinity-emb's environment (default: .venv-infinity's)"
+    )
+    parser.add_argument("--loads", type=load_list, default=LOADS, help="with a peer: callers x inputs (default: 1x1 to 8x32)")
     options = parser.parse_args(arguments)
+    for name, value in (("seconds", SECONDS), ("rounds", ROUNDS)):
+        if getattr(options, name) is None:
+            setattr(options, name, getattr(peer, name.upper()) if options.peer else value)
     if options.device == "auto":
         from models.devices import resolve_device
 
         options.device = resolve_device("auto")
+    if options.peer:
+        options.budget_s = options.budget_s or peer.BUDGET_S
+        return options
     kind = options.device.partition(":")[0]
     options.budget_s = options.budget_s or BUDGET_S[kind]
     options.shape = options.shape or SHAPE[kind]
@@ -110,6 +119,14 @@ def workload_list(text: str) -> list[str]:
         if name not in WORKLOADS and not (name.isdecimal() and int(name) >= SHORTEST):
             raise argparse.ArgumentTypeError(f"{name!r} is none of a number from {SHORTEST}, mixed, images")
     return names
+
+
+def load_list(text: str) -> list[Load]:
+    """Comma-separated, as 8x32. Raises ArgumentTypeError."""
+    loads = {load.name: load for load in LOADS}
+    if unknown := set(text.split(",")) - set(loads):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: loads are {', '.join(loads)}")
+    return [loads[name] for name in text.split(",")]
 
 
 def run(options: argparse.Namespace, started: float) -> dict[str, Any]:
@@ -180,11 +197,16 @@ def add_limits(result: dict[str, Any], towers: Towers) -> None:
                 row[f"limit_share_{name}"] = row["vectors_per_s"] / workload[f"limit_{name}"]
 
 
+def command(arguments: Sequence[str] | None = None) -> int:
+    """`main` in a process of its own."""
+    # As an interrupt does, so that no child outlives its parent.
+    signal.signal(signal.SIGTERM, _terminated)
+    return main(arguments)
+
+
 def _terminated(*_: object) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    # As an interrupt does, so that no child outlives its parent.
-    signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(main())
+    sys.exit(command())

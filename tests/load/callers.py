@@ -19,7 +19,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -27,6 +27,7 @@ import orjson
 from tests.load.workloads import VOCABULARY
 
 _CONTENT_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
+_TOTAL_TOKENS = re.compile(rb'"total_tokens": *(\d+)')
 # Beyond it what was under way at the end of a window is given up.
 PATIENCE_S = 120.0
 ANSWERED_POLL_S = 0.02
@@ -105,6 +106,10 @@ class Tally:
     replies: list[Reply] = field(default_factory=list)
     busy: float = 0.0
 
+    def started(self) -> int:
+        """Callers who have had a reply."""
+        return len({reply.caller for reply in self.replies})
+
     def answered(self) -> int:
         """Callers whose request under way at the end of the window has its reply."""
         return len({reply.caller for reply in self.replies if reply.at > self.until})
@@ -154,11 +159,18 @@ class Connection:
 
 
 async def load(
-    server: Server, callers: Sequence[Iterable[bytes]], *, seconds: float, ramp: float = 0.0, strict: bool = True
+    server: Server,
+    callers: Sequence[Iterable[bytes]],
+    *,
+    seconds: float,
+    ramp: float = 0.0,
+    steady: bool = False,
+    strict: bool = True,
 ) -> Tally:
     """A caller for each of `callers`, the requests that it sends one after the other.
 
-    After `ramp` seconds of it comes the window, of `seconds`. The load goes on until all that was under way at its end is
+    After `ramp` seconds of it comes the window, of `seconds`: where it is to be `steady`, not before each caller has a reply, for
+    the first of all that are asked at once are waited for too short. The load goes on until all that was under way at its end is
     answered, and the rest is cut off. Where it is `strict`, a reply that is no 200 raises LoadFailed; else its caller goes on.
     """
     tally = Tally()
@@ -169,10 +181,14 @@ async def load(
         async with asyncio.TaskGroup() as group:
             numbered = enumerate(zip(connections, callers, strict=True))
             tasks = [group.create_task(_call(number, *pair, tally, strict)) for number, pair in numbered]
-            tally.since = time.perf_counter() + ramp
+            tally.since = tally.until = time.perf_counter() + ramp
+            await asyncio.sleep(ramp)
+            if steady:
+                await _all_answered(tally.started, len(callers))
+                tally.since = time.perf_counter()
             tally.until = tally.since + seconds
-            await asyncio.sleep(ramp + seconds)
-            await _all_answered(tally, len(callers) if strict else 0)
+            await asyncio.sleep(tally.until - time.perf_counter())
+            await _all_answered(tally.answered, len(callers) if strict else 0)
             tally.busy = (time.process_time() - spent) / (time.perf_counter() - started)
             for task in tasks:
                 task.cancel()
@@ -192,16 +208,17 @@ async def _call(number: int, connection: Connection, requests: Iterable[bytes], 
         ended = time.perf_counter()
         tally.statuses[status] += 1
         if status == 200:
-            tokens = orjson.loads(body[body.rindex(b'"usage":') + 8 : -1])["total_tokens"]
-            tally.replies.append(Reply(number, started, ended, body.count(b'"index":'), tokens))
+            found = _TOTAL_TOKENS.search(body, body.rindex(b'"usage":'))
+            assert found, "a usage without its total"
+            tally.replies.append(Reply(number, started, ended, body.count(b'"index":'), int(found[1])))
         elif strict:
             raise LoadFailed(f"the server replied with {status}: {body[:300].decode(errors='replace')}")
 
 
-async def _all_answered(tally: Tally, callers: int) -> None:
-    """Wait until so many callers have the reply that the end of the window found them waiting for. Raises LoadFailed."""
+async def _all_answered(count: Callable[[], int], callers: int) -> None:
+    """Wait until so many callers have the reply that is counted. Raises LoadFailed."""
     patience = time.perf_counter() + PATIENCE_S
-    while (answered := tally.answered()) < callers:
+    while (answered := count()) < callers:
         if time.perf_counter() > patience:
             raise LoadFailed(f"{callers - answered} of {callers} callers have no reply within {PATIENCE_S:.0f} s")
         await asyncio.sleep(ANSWERED_POLL_S)

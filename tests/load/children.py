@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 # A service drains and a model is freed well within it.
@@ -15,6 +16,20 @@ TERMINATE_S = 15.0
 
 class ChildFailed(RuntimeError):
     """A child has ended, or never came to be ready. The message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """The core of engines and services, and that of the load; they are one where there is but one."""
+
+    model: int
+    load: int
+
+    @classmethod
+    def first(cls) -> Cores:
+        """The first two that this process may use."""
+        allowed = sorted(os.sched_getaffinity(0))
+        return cls(allowed[0], allowed[min(1, len(allowed) - 1)])
 
 
 @contextmanager
@@ -33,10 +48,10 @@ def on_cores(cores: Iterable[int] | None) -> Iterator[None]:
 
 
 @contextmanager
-def child(module: str, *arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+def child(module: str, *arguments: str, python: str = sys.executable, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """`python -m MODULE` while the context lasts; `options` are Popen's."""
     # In a session of its own: an interrupt from the terminal is ours to hear, and the child's end ours to bring about.
-    popen = subprocess.Popen([sys.executable, "-m", module, *arguments], text=True, start_new_session=True, **options)
+    popen = subprocess.Popen([python, "-m", module, *arguments], text=True, start_new_session=True, **options)
     try:
         yield popen
     finally:

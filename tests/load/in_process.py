@@ -1,4 +1,4 @@
-"""The engines in a process of their own, which runs what it is asked to and is idle between: one JSON line in, one out.
+"""The engines in a process of their own, which runs what it is asked to and is idle between.
 
 `InProcess` is the asking side, and imports no torch. The process measures the device's rate of matrix products first.
 """
@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +17,8 @@ from statistics import median
 from typing import Any
 
 from tests.load import children, workloads
-from tests.load.children import ChildFailed
 from tests.load.engines import Input, Ours, Work, engines_on, load_engines
+from tests.load.lines import LineProcess, answer_lines
 
 # Inputs of a pass, by device and workload: enough to sort by length and to pack, and a few seconds at most.
 INPUTS = {
@@ -37,46 +34,23 @@ MATMUL_RUNS = 20
 COMPARED = 8
 
 
-class InProcess:
-    """The process from outside."""
-
-    def __init__(self, popen: subprocess.Popen[str]) -> None:
-        self._popen = popen
-        self.ready: dict[str, Any] = {}
-
-    def wait(self) -> None:
-        """Until all engines are warmed up. `ready` then says what they run on. Raises ChildFailed."""
-        self.ready = self._hear()
+class InProcess(LineProcess):
+    """The process from outside. `ready` says what the engines run on, once all of them are warmed up."""
 
     def take(self, workload: str) -> dict[str, Any]:
         """Draw the inputs of a workload, and let every engine run over them once. Their `tokens`, `prefix_tokens`, and by engine
         `cosine`: the least of its vectors with the stock model's."""
-        taken: dict[str, Any] = self._ask(do="take", workload=workload)
+        taken: dict[str, Any] = self.ask("take", workload=workload)
         return taken
 
     def turn(self, engine: str, seconds: float) -> Work:
         """An engine's passes over the inputs for `seconds`, one at the least."""
-        return Work(**self._ask(do="turn", engine=engine, seconds=seconds))
+        return Work(**self.ask("turn", engine=engine, seconds=seconds))
 
     def one_by_one(self, seconds: float) -> dict[str, float]:
         """The served engine on one input at a time: `median_s` and `count`."""
-        times: dict[str, float] = self._ask(do="one_by_one", seconds=seconds)
+        times: dict[str, float] = self.ask("one_by_one", seconds=seconds)
         return times
-
-    def _ask(self, **command: Any) -> Any:
-        assert self._popen.stdin is not None
-        try:
-            self._popen.stdin.write(json.dumps(command) + "\n")
-            self._popen.stdin.flush()
-        except BrokenPipeError:
-            pass  # It has ended: there is no answer to hear.
-        return self._hear()
-
-    def _hear(self) -> Any:
-        assert self._popen.stdout is not None
-        if line := self._popen.stdout.readline():
-            return json.loads(line)
-        raise ChildFailed(f"the in-process engines have ended with {self._popen.wait()}")
 
 
 @contextmanager
@@ -84,7 +58,7 @@ def in_process(path: Path, device: str, dtype: str) -> Iterator[InProcess]:
     """Start the process; it loads while its starter goes on."""
     arguments = [str(path), "--device", device, "--dtype", dtype]
     with children.child("tests.load.in_process", *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as popen:
-        yield InProcess(popen)
+        yield InProcess(popen, "the in-process engines")
 
 
 class Engines:
@@ -171,23 +145,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
-    # Answers alone go to standard output: what a library prints must not be among them.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
-    def answer(content: dict[str, Any]) -> None:
-        print(json.dumps(content), file=answers, flush=True)
+    def make() -> tuple[dict[str, Any], dict[str, Callable[..., dict[str, Any]]]]:
+        engines = Engines(options.checkpoint, options.device, options.dtype)
+        return engines.describe(), {"take": engines.take, "turn": engines.turn, "one_by_one": engines.one_by_one}
 
-    engines = Engines(options.checkpoint, options.device, options.dtype)
-    commands: dict[str, Callable[..., dict[str, Any]]] = {
-        "take": engines.take,
-        "turn": engines.turn,
-        "one_by_one": engines.one_by_one,
-    }
-    answer(engines.describe())
-    for line in sys.stdin:
-        command = json.loads(line)
-        answer(commands[command.pop("do")](**command))
+    answer_lines(make)
 
 
 if __name__ == "__main__":

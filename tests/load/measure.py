@@ -15,13 +15,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.load import callers, workloads
-from tests.load.callers import Tally
+from tests.load.callers import Tally, Window
 from tests.load.engines import engines_on
 from tests.load.in_process import InProcess
+from tests.load.server_process import ServerProcess
 from tests.load.service import Service
+
+T = TypeVar("T")
 
 ROUNDS = 3
 # Of the seconds of a service window. LOAD_TURN is the longest that all callers of a load may take for a reply each.
@@ -54,6 +57,13 @@ class Load:
     def total(self) -> int:
         """Inputs under way at once."""
         return self.callers * self.inputs
+
+    def pools(self, inputs: Sequence[T]) -> Iterator[list[Sequence[T]]]:
+        """The inputs of each request of each caller: no two callers share one."""
+        starts = range(0, len(inputs) - self.inputs + 1, self.inputs)
+        requests = [inputs[start : start + self.inputs] for start in starts]
+        for place in range(self.callers):
+            yield requests[place :: self.callers]
 
     def fitted(self, most: float) -> Load:
         """With no more than `most` inputs under way, as far as halving goes: requests first, then callers."""
@@ -161,21 +171,14 @@ class Bench:
     def _window(self, load: Load, pools: Sequence[Sequence[bytes]], rate: float) -> dict[str, Any]:
         """The service under a load, and idle again. `rate`, in vectors per second, says how long a full turn takes."""
         ramp = max(self.seconds * RAMP, load.total / rate)
-        before, started, spent = self._service.metrics(), time.perf_counter(), self._service.cpu_seconds()
-        requests = [cycle(pool) for pool in pools]
-        tally = asyncio.run(callers.load(self._service.server, requests, seconds=self.seconds, ramp=ramp))
-        elapsed, spent = time.perf_counter() - started, self._service.cpu_seconds() - spent
+        before = self._service.metrics()
+        tally, elapsed, spent = loaded(self._service, pools, self.seconds, ramp)
         batches = batches_between(before, self._service.metrics())
         self._service.settle()
-        window = tally.window()
         return {
             "callers": load.callers,
             "inputs": load.inputs,
-            "vectors_per_s": window.vectors_per_s,
-            "tokens_per_s": window.tokens_per_s,
-            "p50_ms": window.percentile_ms(0.5),
-            "p99_ms": window.percentile_ms(0.99),
-            "replies": len(window.replies),
+            **figures(tally.window()),
             "model_share": batches["batches"] * batches["batch_ms"] / 1000 / elapsed,
             "core_share": spent / elapsed,
             **batches,
@@ -189,13 +192,28 @@ class Bench:
             inputs = [f"data:image/jpeg;base64,{base64.b64encode(file).decode()}" for file in workloads.images(2 * most)]
         else:
             inputs = workloads.texts(self._path, name, 2 * most)
-        return {load: list(self._pools(load, inputs)) for load in loads}
+        request = self._service.server.request
+        return {load: [[request(part) for part in pool] for pool in load.pools(inputs)] for load in loads}
 
-    def _pools(self, load: Load, inputs: Sequence[str]) -> Iterator[list[bytes]]:
-        starts = range(0, len(inputs) - load.inputs + 1, load.inputs)
-        requests = [self._service.server.request(inputs[start : start + load.inputs]) for start in starts]
-        for place in range(load.callers):
-            yield requests[place :: load.callers]
+
+def loaded(process: ServerProcess, pools: Sequence[Sequence[bytes]], seconds: float, ramp: float) -> tuple[Tally, float, float]:
+    """A server under a caller for each pool, whose requests it sends over and over: what came back, the seconds that it took, and
+    those of the processor that the server had. Raises ChildFailed, LoadFailed."""
+    started, spent = time.perf_counter(), process.cpu_seconds()
+    requests = [cycle(pool) for pool in pools]
+    tally = asyncio.run(callers.load(process.server, requests, seconds=seconds, ramp=ramp, steady=True))
+    return tally, time.perf_counter() - started, process.cpu_seconds() - spent
+
+
+def figures(window: Window) -> dict[str, Any]:
+    """Of a window, as a row has them."""
+    return {
+        "vectors_per_s": window.vectors_per_s,
+        "tokens_per_s": window.tokens_per_s,
+        "p50_ms": window.percentile_ms(0.5),
+        "p99_ms": window.percentile_ms(0.99),
+        "replies": len(window.replies),
+    }
 
 
 def batches_between(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:

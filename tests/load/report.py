@@ -19,7 +19,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [*_machine(result), "", HEAD]
     for name, workload in result["workloads"].items():
         lines += ["", *_workload(name, workload, result["served"])]
-    lines += ["", *_interactive(result["interactive"]), "", *_goals(result["goals"]), "", *_legend(result)]
+    lines += ["", *_interactive(result["interactive"]), "", *goal_lines(result["goals"]), "", *_legend(result)]
     return "\n".join(lines)
 
 
@@ -78,7 +78,8 @@ def _interactive(beside: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def _goals(goals: list[dict[str, Any]]) -> Iterator[str]:
+def goal_lines(goals: list[dict[str, Any]]) -> Iterator[str]:
+    """Each with its verdict."""
     yield "goals"
     for goal in goals:
         bound = f"{'<=' if goal['at_most'] else '>='} {goal['bound']:<6g}"

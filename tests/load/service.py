@@ -5,22 +5,20 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.error import HTTPError
 
 from app.settings import SETTINGS
 from tests.load.callers import Server
-from tests.load.children import ChildFailed, child
+from tests.load.children import child
+from tests.load.server_process import START_S, ServerProcess
 
 ROOT = Path(__file__).parent.parent.parent
-# Loading and warming up, with everything compiled that is compiled.
-START_S = 300.0
 # The device may still run one batch when the queue is empty.
 SETTLE_S = 0.3
 
@@ -39,37 +37,22 @@ MEASURED = {
 }
 
 
-class Service:
+class Service(ServerProcess):
     """A running one. `server` is where it listens."""
-
-    def __init__(self, popen: subprocess.Popen[str], log: Path, key: str) -> None:
-        self._popen = popen
-        self._log = log
-        self._key = key
-        self.server = Server(0, key)
 
     def wait(self, timeout: float = START_S) -> None:
         """Until it takes traffic. Raises ChildFailed."""
         until = time.monotonic() + timeout
         while not (found := re.search(r"listening on \S+ port (\d+)", self._said())):
             self._check(until)
-        self.server = Server(int(found[1]), self._key)
+        self.server = replace(self.server, port=int(found[1]))
         while not self._is_ready():
             self._check(until)
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics without labels, by name."""
-        text = self._get("/metrics").decode()
+        text = self.get("/metrics").decode()
         return {name: float(value) for name, value in re.findall(r"(?m)^(\w+) (\S+)$", text)}
-
-    def cpu_seconds(self) -> float:
-        """What the process has had of all cores so far. Raises ChildFailed."""
-        try:
-            fields = Path(f"/proc/{self._popen.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            raise ChildFailed(f"the service is gone\n{self._last_words()}") from None
-        # utime and stime: the 14th and 15th field, of which the first two are cut off.
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def settle(self) -> None:
         """Wait until it has nothing to do. Raises ChildFailed."""
@@ -78,38 +61,13 @@ class Service:
             self._check(until)
         time.sleep(SETTLE_S)
 
-    def _get(self, path: str) -> bytes:
-        request = Request(f"http://{self.server.host}:{self.server.port}{path}")
-        try:
-            with urlopen(request, timeout=60) as reply:
-                content: bytes = reply.read()
-                return content
-        except HTTPError:
-            raise
-        except (URLError, OSError) as error:
-            raise ChildFailed(f"the service does not answer: {error}\n{self._last_words()}") from None
-
     def _is_ready(self) -> bool:
         try:
-            self._get("/health/ready")
+            self.get("/health/ready")
             return True
         except HTTPError as refusal:
             refusal.close()
             return False
-
-    def _check(self, until: float) -> None:
-        """Let a moment pass. Raises ChildFailed where it has ended, or the time is over."""
-        if (code := self._popen.poll()) is not None:
-            raise ChildFailed(f"the service has ended with {code}\n{self._last_words()}")
-        if time.monotonic() > until:
-            raise ChildFailed(f"the service is not there in time\n{self._last_words()}")
-        time.sleep(0.05)
-
-    def _said(self) -> str:
-        return self._log.read_text(errors="replace")
-
-    def _last_words(self) -> str:
-        return "".join(f"  {line}\n" for line in self._said().splitlines()[-15:])
 
 
 @contextmanager
@@ -121,7 +79,7 @@ def service(path: Path, device: str, dtype: str) -> Iterator[Service]:
     with tempfile.TemporaryDirectory(prefix="bench.") as folder:
         log = Path(folder) / "log"
         with log.open("wb") as output, child(MODULE, cwd=folder, env=environment, stdout=output, stderr=output) as popen:
-            yield Service(popen, log, key)
+            yield Service(popen, log, Server(0, key), "the service")
 
 
 def clean_environment() -> dict[str, str]:

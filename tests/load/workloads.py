@@ -14,6 +14,16 @@ from tokenizers import Tokenizer
 WORDS = "the of model river image vector search quickly train dog straße données 模型 検索 поиск 北京 query sea light"
 VOCABULARY = WORDS.split()
 
+WORDS_OF_ONE_TOKEN = (
+    "the of and a to in is you that it he was for on are as with his they be at one have this from by hot word but what some we "
+    "can out other were all there when up use your how said an each she which do their time if will way about many then them "
+    "write would like so these her long make thing see him two has look more day could go come did number sound no most people "
+    "my over know water than call first who may down side been now find any new work part take get place made live where after "
+    "back little only round man year came show every good me give our under name very through just form sentence great think "
+    "say help low line differ turn cause much mean before move right boy old too same tell does set three want air well also"
+)
+ENGLISH = WORDS_OF_ONE_TOKEN.split()
+FEWEST_WORDS, MOST_WORDS = 8, 200
 LENGTHS = (16, 32, 128, 512)
 WORKLOADS = (*map(str, LENGTHS), "mixed", "images")
 # Fewer content tokens have too few texts that differ.
@@ -35,6 +45,22 @@ def texts(path: Path, name: str, count: int) -> list[str]:
         text = ""
         while not text or text in drawn:
             text = cut(tokenizer, " ".join(rng.choices(VOCABULARY, k=length + 1)), length)
+        drawn[text] = None
+    return list(drawn)
+
+
+def passages(count: int) -> list[str]:
+    """`count` English texts of 8 to 200 words, no two alike: a word is a token of most tokenizers, so that the longest is within
+    the 256 tokens that small text models read. Their lengths are as far apart in ratio, each from the next."""
+    rng = random.Random("passages")
+    span = MOST_WORDS / FEWEST_WORDS
+    lengths = [round(FEWEST_WORDS * span ** (place / (count - 1))) for place in range(count)]
+    rng.shuffle(lengths)
+    drawn: dict[str, None] = {}
+    for length in lengths:
+        text = ""
+        while not text or text in drawn:
+            text = " ".join(rng.choices(ENGLISH, k=length))
         drawn[text] = None
     return list(drawn)
 

@@ -1,0 +1,84 @@
+"""CSV and TSV in UTF-8, with a header. An empty cell is an absent one."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.bulk.ending import refused
+from app.bulk.items import Columns, ImageFiles, item_of_record
+from app.bulk.lines import LineFile, Lines, LineTooLong
+from app.bulk.rows import BadRow, Cursor, Fault, Id, Row
+
+
+class Delimited(LineFile):
+    """A Source."""
+
+    def __init__(self, path: Path, columns: Columns, delimiter: str, files: ImageFiles, max_bytes: int) -> None:
+        super().__init__(path)
+        self._delimiter = delimiter
+        self._files = files
+        self._max_bytes = max_bytes
+        # The module's own limit, of 128 KiB, is less than one image in base64 takes.
+        csv.field_size_limit(max_bytes)
+        with Lines(path, max_bytes) as lines:
+            try:
+                self._header = next(self._records(lines), [])
+            except (csv.Error, LineTooLong) as error:
+                raise refused(f"{path} has no readable header: {error or 'its first line is too long'}") from None
+            self._first = Cursor(0, lines.at, lines.number)
+        if any(not name.isprintable() for name in self._header):
+            raise refused(f"{path} has a header that is not UTF-8 text")
+        self._columns = columns.found_in(self._header, str(path))
+
+    def rows(self, cursor: Cursor) -> Iterator[Row]:
+        begin = cursor if cursor.row else self._first
+        number = begin.row
+        with Lines(self.path, self._max_bytes, begin.at, begin.line) as lines:
+            records = self._records(lines)
+            while True:
+                identity: Id = None
+                item, fault = None, None
+                line = lines.number + 1
+                try:
+                    if (cells := next(records, None)) is None:
+                        return
+                    if not cells:
+                        continue
+                    record = self._record(cells)
+                    identity = readable(record.get(self._columns.id or ""))
+                    item = item_of_record(record, self._columns, self._files)
+                except csv.Error as error:
+                    fault = Fault(f"the row is not valid CSV: {_reason(error)}")
+                except LineTooLong:
+                    fault = Fault(f"a line has more than {self._max_bytes:,} bytes, which is the limit (MAX_REQUEST_BYTES)")
+                except BadRow as error:
+                    fault = error.fault
+                yield Row(number, identity, item, fault, Cursor(number + 1, lines.at, lines.number), line)
+                number += 1
+
+    def _record(self, cells: list[str]) -> dict[str, str]:
+        if len(cells) > len(self._header):
+            raise BadRow(f"the row has {len(cells)} cells, the header {len(self._header)}: is a cell with a delimiter in quotes?")
+        return {name: cell for name, cell in zip(self._header, cells, strict=False) if cell}
+
+    def _records(self, lines: Lines) -> Iterator[list[str]]:
+        """Bytes that are no UTF-8 become lone surrogates: they spoil their own row alone. After an error it goes on with the
+        line that follows, which a generator in its place would not."""
+        text = map(_decoded, lines)
+        return iter(csv.reader(text, delimiter=self._delimiter, strict=True))
+
+
+def readable(text: str | None) -> str | None:
+    """Text that can be written as UTF-8."""
+    return None if text is None else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _decoded(line: bytes) -> str:
+    return line.decode("utf-8", "surrogateescape")
+
+
+def _reason(error: csv.Error) -> str:
+    # At the end of the file the reader has waited for a quote since the row began.
+    return "a quote is never closed" if "unexpected end of data" in str(error) else str(error)

@@ -1,0 +1,90 @@
+"""The transport without HTTP: the engine of the service in this process. Bodies are parsed, prepared, batched and refused as the
+service does it, by the same code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from app import dialects
+from app.bulk.embedder import Answer, Problem
+from app.bulk.ending import Stopped
+from app.embedding_service import EmbeddingService
+from app.engine import Engine, LoadModel
+from app.errors import BodyTooLarge, error_object, row_for
+from app.lifecycle import Lifecycle
+from app.main import end_on_failure, load_configured_model
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class InProcess:
+    """A Transport to an engine that runs."""
+
+    name = "the model"
+
+    def __init__(self, engine: Engine, service: EmbeddingService, lifecycle: Lifecycle) -> None:
+        self._engine = engine
+        self._service = service
+        self._lifecycle = lifecycle
+
+    async def post(self, body: bytes) -> Answer:
+        engine, service = self._engine, self._service
+        try:
+            if len(body) > (most := engine.settings.max_request_bytes):
+                raise BodyTooLarge(f"the body is larger than the limit of {most:,} bytes")
+            with engine.memory.share() as memory:
+                request = await service.off_loop(dialects.parse, body, engine.request_limits())
+                memory.add(request.num_bytes)
+                # Nobody waits for an answer who could go: there is no deadline, and a device that stalls is noticed.
+                outcome = await service.embed(request, math.inf, memory)
+        except Exception as error:
+            self._check_alive()
+            return Answer(_status(error), problem=_problem(error))
+        rows = [_problem(row) if isinstance(row, Exception) else row for row in outcome.rows]
+        self._check_alive()
+        return Answer(200, rows, fingerprint=engine.fingerprint, model=engine.settings.model_name)
+
+    def _check_alive(self) -> None:
+        """Raises Stopped where the device has failed: whatever else failed, failed with it."""
+        if self._lifecycle.has_ended:
+            raise Stopped("the device has failed", self._lifecycle.exit_code)
+
+
+@asynccontextmanager
+async def in_process(settings: Settings, load_model: LoadModel | None = None) -> AsyncIterator[InProcess]:
+    """An engine with its model loaded, until the context is left. Raises Stopped where it cannot be loaded."""
+    lifecycle, loaded = Lifecycle(), asyncio.Event()
+    engine = Engine(
+        settings,
+        load_model or partial(load_configured_model, settings),
+        on_ready=loaded.set,
+        on_failure=partial(end_on_failure, lifecycle),
+    )
+    async with engine.running() as service:
+        waiting = [asyncio.create_task(work) for work in (loaded.wait(), lifecycle.ending())]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+        if lifecycle.has_ended:
+            raise Stopped("the model cannot be used", lifecycle.exit_code)
+        yield InProcess(engine, service, lifecycle)
+
+
+def _status(error: Exception) -> int:
+    return row_for(error).status
+
+
+def _problem(error: Exception) -> Problem:
+    if _status(error) == 500:
+        log.error("an input failed", exc_info=error)
+    told: dict[str, Any] = error_object(error)
+    return Problem(told["message"], told["type"], told["param"], getattr(error, "retry_after", None))

@@ -1,0 +1,114 @@
+"""The transport to a running service. Only this module of the command knows HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import numpy as np
+import orjson
+
+from app.bulk.embedder import Answer, Away, Problem, Vector
+from app.bulk.ending import refused
+from app.settings import Settings
+
+# For all of a request, its batch included: longer than any REQUEST_TIMEOUT_S that makes sense for it.
+_REQUEST_S = 600.0
+_CONNECT_S = 10.0
+
+
+class OverHttp:
+    """A Transport."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self.name = url
+        self._session = session
+        self._url = endpoint(url)
+
+    async def post(self, body: bytes) -> Answer:
+        try:
+            # A file: aiohttp warns of large bytes.
+            async with self._session.post(self._url, data=io.BytesIO(body), allow_redirects=False) as reply:
+                raw = await reply.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise Away(_reason(error)) from None
+        if reply.status != 200:
+            return Answer(reply.status, problem=_problem(_loaded(raw).get("error"), reply))
+        told = _loaded(raw)
+        try:
+            rows = _rows(told["data"])
+        except (KeyError, TypeError, ValueError):
+            raise refused(f"{self.name} does not answer as an embeddings API does") from None
+        return Answer(200, rows, fingerprint=reply.headers.get("X-Model-Fingerprint") or None, model=told.get("model"))
+
+
+@asynccontextmanager
+async def over_http(settings: Settings, url: str, concurrency: int) -> AsyncIterator[OverHttp]:
+    """Connections to the service at `url`, with the first of the settings' keys."""
+    headers = {"Content-Type": "application/json"}
+    if settings.api_keys:
+        headers["Authorization"] = f"Bearer {settings.api_keys[0].key.decode()}"
+    async with aiohttp.ClientSession(
+        headers=headers,
+        connector=aiohttp.TCPConnector(limit=concurrency),
+        timeout=aiohttp.ClientTimeout(total=_REQUEST_S, sock_connect=_CONNECT_S),
+    ) as session:
+        yield OverHttp(session, url)
+
+
+def endpoint(url: str) -> str:
+    """Where embeddings are, of a service at `url`, which may end in /v1. Raises Stopped."""
+    if not url.lower().startswith(("http://", "https://")):
+        raise refused("--url must begin with http:// or https://")
+    base = url.rstrip("/").removesuffix("/embeddings").removesuffix("/v1")
+    return f"{base}/v1/embeddings"
+
+
+def _rows(data: Sequence[dict[str, Any]]) -> list[Vector | Problem]:
+    rows = sorted(data, key=lambda row: row["index"])
+    return [_problem(row["error"]) if row.get("embedding") is None else _vector(row["embedding"]) for row in rows]
+
+
+def _vector(embedding: str | list[float]) -> Vector:
+    if isinstance(embedding, str):
+        return np.frombuffer(base64.b64decode(embedding), "<f4")
+    return np.asarray(embedding, dtype=np.float32)
+
+
+def _problem(error: Any, reply: aiohttp.ClientResponse | None = None) -> Problem:
+    """The error object of a reply or a row; of a server that has another form, its status alone."""
+    told = error if isinstance(error, dict) else {}
+    message = str(told.get("message") or (reply.reason if reply else None) or "no reason is given")
+    return Problem(
+        message, told.get("type"), told.get("param"), _retry_after(reply.headers.get("Retry-After")) if reply else None
+    )
+
+
+def _retry_after(text: str | None) -> float | None:
+    """Seconds. A date, which the header may also hold, is as good as none."""
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return None
+    return max(0.1, value) if math.isfinite(value) else None
+
+
+def _loaded(raw: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(raw)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "it does not answer in time"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"cannot connect: {error.os_error.strerror or error.os_error}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,56 @@
+"""INPUT -> a Source, by its suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from app.bulk.delimited import Delimited
+from app.bulk.ending import refused
+from app.bulk.folder import Folder
+from app.bulk.items import Columns, ImageFiles
+from app.bulk.jsonl import JsonLines
+from app.bulk.lines import is_gzip
+from app.bulk.parquet import Parquet
+from app.bulk.rows import Source
+
+JSON_LINES = (".jsonl", ".ndjson")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+PARQUET = (".parquet", ".pq")
+
+
+def kind_of(path: Path) -> str:
+    """The suffix that decides, or "/" for a folder. Raises Stopped for what is none of them, or not there."""
+    suffix = (path.with_suffix("") if is_gzip(path) else path).suffix.lower()
+    if path.is_dir():
+        return "/"
+    if suffix not in (*JSON_LINES, *DELIMITERS, *PARQUET) or (is_gzip(path) and suffix in PARQUET):
+        raise refused(
+            f"{path} is neither a folder of images nor a file that ends in .jsonl, .ndjson, .csv, .tsv (each perhaps with .gz) "
+            "or .parquet"
+        )
+    if not path.is_file():
+        raise refused(f"{path} is not there")
+    return suffix
+
+
+def open_source(
+    path: Path,
+    columns: Columns,
+    delimiter: str | None,
+    *,
+    max_image_bytes: int,
+    max_line_bytes: int,
+    listing: Path,
+    check: Callable[[], None],
+) -> Source:
+    """`listing` is a file to write, for a folder; `check` is called now and then where that takes long. Raises Stopped."""
+    kind = kind_of(path)
+    if kind == "/":
+        return Folder(path, listing, ImageFiles(path, max_image_bytes), check)
+    files = ImageFiles(path.parent, max_image_bytes)
+    if kind in JSON_LINES:
+        return JsonLines(path, columns, files, max_line_bytes)
+    if kind in DELIMITERS:
+        return Delimited(path, columns, delimiter or DELIMITERS[kind], files, max_line_bytes)
+    return Parquet(path, columns, files)

@@ -1,0 +1,84 @@
+// The request as code that runs as it stands: the key from the environment, images from the files of their names.
+import { BASE, quoted } from "./dom.js";
+
+// The API's item for an input. `image` is what stands for the input's image.
+export function itemOf(text, image) {
+  if (image) return text ? { text, image } : { image };
+  // A string of this form would be an image.
+  return /^\s*data:image/i.test(text) ? { text } : text;
+}
+
+// An image in code: the file that is read there.
+class FileOf {
+  constructor(name) {
+    this.name = name;
+  }
+}
+
+// {model, input, instruction, dimensions}, as far as they are set.
+function bodyOf({ inputs, ...fields }) {
+  const input = inputs.map(({ text, image }) => itemOf(text, image && new FileOf(image.name)));
+  return Object.fromEntries(Object.entries({ ...fields, input }).filter(([, value]) => value != null));
+}
+
+// A value in the notation that JSON and Python share; `text` and `file` say how those are written.
+function write(value, text, file, margin = "") {
+  const inner = `${margin}  `;
+  if (value instanceof FileOf) return file(value.name);
+  if (typeof value === "string") return text(value);
+  if (Array.isArray(value)) return `[\n${value.map((one) => inner + write(one, text, file, inner)).join(",\n")}\n${margin}]`;
+  if (typeof value === "object") {
+    return `{${Object.entries(value).map(([key, one]) => `"${key}": ${write(one, text, file, margin)}`).join(", ")}}`;
+  }
+  return JSON.stringify(value);
+}
+
+function writeJson(body, text, file) {
+  const lines = Object.entries(body).map(([key, value]) => `  "${key}": ${write(value, text, file, "  ")}`);
+  return `{\n${lines.join(",\n")}\n}`;
+}
+
+// In a here-document $, ` and \ are the shell's; ! is that of its prompt, and JSON can do without it.
+function hereString(text) {
+  return JSON.stringify(text).replace(/[\\$`]/g, "\\$&").replaceAll("!", "\\u0021");
+}
+
+// `request`: inputs, as Inputs.filled() has them, and model, instruction and dimensions or null.
+export function curl(request, needsKey) {
+  const body = bodyOf(request);
+  const head = [`curl ${quoted(`${BASE}/v1/embeddings`)}`];
+  if (needsKey) head.push('-H "Authorization: Bearer $API_KEY"');
+  head.push('-H "Content-Type: application/json"');
+  if (!request.inputs.some(({ image }) => image)) {
+    return [...head, `-d ${quoted(writeJson(body, JSON.stringify))}`].join(" \\\n  ");
+  }
+  const file = (name) => `"$(base64 < ${quoted(name)} | tr -d '\\n')"`;
+  return `${[...head, "-d @- <<JSON"].join(" \\\n  ")}\n${writeJson(body, hereString, file)}\nJSON`;
+}
+
+// A string of JSON is one of Python.
+export function python(request, needsKey) {
+  const { model, input, dimensions, instruction } = bodyOf(request);
+  const hasImages = request.inputs.some(({ image }) => image);
+  const file = (name) => `image(${JSON.stringify(name)})`;
+  return [
+    ...(hasImages ? ["import base64"] : []),
+    ...(needsKey ? ["import os"] : []),
+    ...(hasImages ? ["from pathlib import Path"] : []),
+    ...(hasImages || needsKey ? [""] : []),
+    "import numpy as np",
+    "from openai import OpenAI",
+    "",
+    `client = OpenAI(base_url=${JSON.stringify(`${BASE}/v1`)}, api_key=${needsKey ? 'os.environ["API_KEY"]' : '"none"'})`,
+    "",
+    ...(hasImages ? ["", "def image(name):", "    return base64.b64encode(Path(name).read_bytes()).decode()", "", ""] : []),
+    "reply = client.embeddings.create(",
+    `    model=${JSON.stringify(model)},`,
+    `    input=${write(input, JSON.stringify, file, "    ")},`,
+    ...(dimensions ? [`    dimensions=${dimensions},`] : []),
+    ...(instruction ? [`    extra_body={"instruction": ${JSON.stringify(instruction)}},`] : []),
+    ")",
+    "vectors = np.array([row.embedding for row in reply.data])",
+    "print((vectors @ vectors.T).round(4))",
+  ].join("\n");
+}

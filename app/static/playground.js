@@ -1,0 +1,172 @@
+// The playground: what is tried, and what is watched. Here its parts meet.
+import { embed, get } from "./api.js";
+import { curl, itemOf, python } from "./code.js";
+import { byId, copy } from "./dom.js";
+import { chooseFor, takeImages } from "./files.js";
+import { Inputs, readBase64 } from "./inputs.js";
+import { FIELDS, clearProblems, explain, fieldProblem, problem } from "./problems.js";
+import { draw, markOld, showResult } from "./result.js";
+import { follow, isReady, service } from "./status.js";
+import { watch } from "./watch.js";
+
+const EXAMPLE = ["A dog plays on the beach at sunset.", "At dusk a puppy runs along the shore.", "The quarterly report is due on Friday."];
+
+let needsKey = true;
+let running = null; // the AbortController of the request under way
+
+const inputs = new Inputs(byId("inputs"), {
+  changed: () => { markOld(); showCode(); },
+  refused: problem,
+  chooseFor,
+});
+
+// The request, as the fields say
+
+// Null for a field that is left empty. What is no whole number goes as it is: the API's own words say what is wrong.
+function fields() {
+  const dimensions = byId("dimensions");
+  return {
+    model: service.health.model ?? null,
+    instruction: byId("instruction").value || null,
+    dimensions: dimensions.validity.badInput ? dimensions.value : dimensions.value ? Number(dimensions.value) : null,
+  };
+}
+
+function withoutNulls(object) {
+  return Object.fromEntries(Object.entries(object).filter(([, value]) => value !== null));
+}
+
+const key = () => byId("key").value.trim();
+
+// Sending it
+
+async function send() {
+  if (running || !isReady()) return;
+  clearProblems(inputs);
+  const items = inputs.filled();
+  if (!items.length) {
+    problem("Write a text or add an image first.");
+    inputs.focus();
+    return;
+  }
+  running = new AbortController();
+  const stop = showProgress();
+  try {
+    const input = await Promise.all(items.map(toItem));
+    const reply = await embed(withoutNulls({ ...fields(), input }), needsKey ? key() : "", running.signal);
+    service.health.model ??= reply.model;
+    showResult(items, reply);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    if (error.status === 401) wantKey(true);
+    explain(error, items, inputs);
+  } finally {
+    running = null;
+    stop();
+    showReadiness();
+  }
+}
+
+async function toItem({ row, text, image }) {
+  let data = null;
+  try {
+    data = image && (await readBase64(image.file));
+  } catch {
+    throw Object.assign(new Error(`${image.name} cannot be read any more. Choose it again.`), { row });
+  }
+  return itemOf(text, data);
+}
+
+function showProgress() {
+  const started = performance.now();
+  const show = () => { byId("progress").textContent = `Embedding… ${Math.floor((performance.now() - started) / 1000)} s`; };
+  const timer = setInterval(show, 1000);
+  byId("progress").textContent = "Embedding…";
+  byId("embed").disabled = true;
+  byId("cancel").hidden = false;
+  return () => {
+    clearInterval(timer);
+    byId("progress").textContent = "";
+    byId("cancel").hidden = true;
+  };
+}
+
+// Around it
+
+function showReadiness() {
+  byId("embed").disabled = Boolean(running) || !isReady();
+  const words = { loading: "The model is loading. This page is ready when it is.", unreachable: "The server cannot be reached." };
+  if (!running) byId("progress").textContent = words[service.state] ?? "";
+  const most = service.health.embedding_dimension;
+  if (most) Object.assign(byId("dimensions"), { max: most, placeholder: `1 to ${most}` });
+  showCode();
+}
+
+function showCode() {
+  const items = inputs.filled();
+  const request = { ...fields(), model: service.health.model ?? "", inputs: items.length ? items : [{ text: EXAMPLE[0], image: null }] };
+  const language = document.querySelector("[name=language]:checked").value;
+  byId("code").textContent = (language === "curl" ? curl : python)(request, needsKey);
+  const files = items.some(({ image }) => image) ? "It reads the images from the folder that it runs in. " : "";
+  const needs = language === "curl" ? "" : "It needs the packages openai and numpy. ";
+  byId("code-hint").textContent = files + needs + (needsKey ? "The key is taken from the environment: API_KEY." : "");
+}
+
+// Whether there are keys at all is in the document.
+async function askForKey() {
+  try {
+    wantKey(Boolean((await (await get("/openapi.json")).json()).components.securitySchemes));
+  } catch {
+    wantKey(true);
+  }
+}
+
+function wantKey(wanted) {
+  needsKey = wanted;
+  byId("key-field").hidden = !wanted;
+  showCode();
+}
+
+function takeKeys() {
+  byId("try").addEventListener("keydown", (event) => {
+    const isField = event.target.matches("#key, #instruction, #dimensions");
+    if (event.key !== "Enter" || event.isComposing || !(event.ctrlKey || event.metaKey || isField)) return;
+    event.preventDefault();
+    send();
+  });
+  if (/Mac|iPhone|iPad/.test(navigator.platform)) document.querySelector(".keys kbd").textContent = "⌘";
+}
+
+function start() {
+  inputs.addText();
+  inputs.addText();
+  takeImages(inputs);
+  takeKeys();
+  byId("embed").addEventListener("click", send);
+  byId("cancel").addEventListener("click", () => running?.abort());
+  byId("example").addEventListener("click", () => inputs.addTexts(EXAMPLE));
+  byId("add-text").addEventListener("click", () => inputs.addText()?.text.focus());
+  byId("show-key").addEventListener("click", ({ currentTarget: button }) => {
+    const hidden = byId("key").type === "text";
+    byId("key").type = hidden ? "password" : "text";
+    button.textContent = hidden ? "Show" : "Hide";
+    button.setAttribute("aria-pressed", String(!hidden));
+  });
+  for (const name of FIELDS) {
+    byId(name).addEventListener("input", () => {
+      fieldProblem(name, "");
+      if (name !== "key") markOld();
+      showCode();
+    });
+  }
+  document.querySelectorAll("[name=language]").forEach((choice) => choice.addEventListener("change", showCode));
+  document.querySelectorAll("[name=scale]").forEach((choice) => choice.addEventListener("change", draw));
+  byId("copy").addEventListener("click", ({ currentTarget }) => copy(byId("code").textContent, currentTarget));
+  addEventListener("themechange", draw);
+  showReadiness();
+  askForKey();
+  follow(showReadiness);
+  watch();
+}
+
+start();
