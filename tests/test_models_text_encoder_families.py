@@ -78,6 +78,25 @@ def test_in_any_order(model: EmbeddingModel, expected: Rows) -> None:
         same(embed(model, [TEXTS[i] for i in order]), expected[order])
 
 
+ODD = [
+    *("", " ", "\n \t\r\n", "\x00\x1f", "\ufeff\u200b\u200d", "\u0300" * 9, "e\u0301é" * 3, "\u202etxet", "x\u2028y\x85z"),
+    *("İẞſﬁⅣ½ＡＢ", "👨\u200d👩\u200d👧 海边", "עברית हिन्दी ก็"),
+    *("a" * 300, "1234567890" * 9, "--##Ġ▁|\\\"'", "[SE P] </ s> <|im_ end|>"),
+]
+
+
+def test_odd_texts(path: Path, model: EmbeddingModel) -> None:
+    """Those about as long as the limit among them; each alone, and all in any order."""
+    words = ("the river runs through old town " * 40).split()
+    lengths = [len(model.prepare(EmbeddingInput((" ".join(words[:n]),), truncate=True)).token_ids) for n in range(160)]
+    edges = [" ".join(words[:n]) for n in range(160) if lengths[n] >= 125][:6]
+    texts = [*ODD, *edges, *(f"{text} and more" for text in ODD)]
+    expected = oracle(path, texts)
+    same(np.concatenate([embed(model, [text]) for text in texts]), expected)
+    order = np.random.default_rng(5).permutation(len(texts))
+    same(embed(model, [texts[i] for i in order]), expected[order])
+
+
 def test_in_more_than_one_row(model: EmbeddingModel, expected: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "ROW_TOKENS", 60)
     same(embed(model, TEXTS), expected)

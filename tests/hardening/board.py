@@ -24,7 +24,7 @@ from tests.hosts import ROOT, Process, process
 
 CHECKPOINT = ROOT / "tests" / "conformance" / "checkpoint"
 # The modules that hold checks, in the order in which their rows are printed.
-MODULES = ("inputs", "images", "urls", "http", "memory", "load", "life", "faults", "checkpoints", "soak")
+MODULES = ("inputs", "texts", "images", "urls", "http", "memory", "load", "life", "faults", "checkpoints", "soak")
 READY_S = 120.0
 # An isolated check's last line: its outcome.
 RESULT = "RESULT "
@@ -80,8 +80,8 @@ class Site:
         return 4 * limit if self.quick and self.without is None else limit
 
     def app(self, **settings: str) -> Process:
-        """`python -m app` on the miniature checkpoint, ready, shared."""
-        return self._share("app", MODEL_PATH=str(CHECKPOINT), DEVICE="cpu", **settings)
+        """`python -m app` on the miniature checkpoint, unless `settings` name another, ready, shared."""
+        return self._share("app", **{"MODEL_PATH": str(CHECKPOINT), "DEVICE": "cpu"} | settings)
 
     def fake(self, **settings: str) -> Process:
         """`python -m tests.fakes`, ready, shared. FAKE_* settings are its faults."""
