@@ -54,6 +54,13 @@ def change_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any])
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def of_type(folder: Path, type_id: int) -> None:
+    """The tokenizer gives every token a type, as those of BERT's day do."""
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace('"type_id": 0', f'"type_id": {type_id}'))
+    change(folder / "tokenizer_config.json", model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+
+
 def one_line(error: pytest.ExceptionInfo[ModelLoadError]) -> None:
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 600
@@ -100,6 +107,7 @@ STRANGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a chat template and no modules.json": (
         lambda f: ((f / "modules.json").unlink(), (f / "chat_template.jinja").write_text("{{ messages }}")), "has a chat template"
     ),
+    "a text of another type": (lambda f: of_type(f, 1), "its tokenizer says that a text is not of the first type"),
     "modules.json of another form": (lambda f: write_json(f / "modules.json", {"a": 1}), "is not a list of modules"),
     "an unknown module": (
         lambda f: rename_module(f, 2, type="sentence_transformers.models.CNN"), "lists Transformer, Pooling, CNN, Normalize; k"
@@ -268,3 +276,14 @@ def test_a_masked_model_under_modules_json(folder: Path) -> None:
     named = {f"bert.{name}": tensor for name, tensor in weights.items()}
     save_file({**named, **heads}, folder / "model.safetensors", metadata={"format": "pt"})
     same(embed(load(folder), TEXTS), before)
+
+
+def test_a_tokenizer_that_cuts_the_beginning_is_told_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    change(folder / "tokenizer_config.json", truncation_side="left")
+    load(folder)
+    assert "its tokenizer cuts a text's beginning; here `truncate` cuts its end" in caplog.text
+
+
+def test_a_tokenizer_that_gives_types(folder: Path) -> None:
+    of_type(folder, 0)
+    same(embed(load(folder), TEXTS[:5]), oracle(folder, TEXTS[:5]))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from models.base import (
     InputTooLong,
     InvalidInput,
     ModelInfo,
-    ModelLoadError,
     PreparedImage,
     PreparedInput,
 )
@@ -40,12 +38,10 @@ from models.text_encoder.padded import ROW_SEQUENCES, PaddedStates
 from models.text_encoder.pooling import Pooling
 from models.text_encoder.post_norm import NAMES, PostNormEncoder, position_offset
 from models.text_encoder.prompt import Fitted, InstructionForm, Prompt, TextTokenizer, instruct, verbatim
-from models.text_encoder.settings import read_json
+from models.text_encoder.refusals import check_tokenizer, refuse_own_code
 
 # A layer that reads the first token's state, which no pooling of ours does: many checkpoints do not have it.
 _UNUSED = "pooler."
-log = logging.getLogger(__name__)
-
 _NO_IMAGES = "this model embeds text only: send no image"
 
 
@@ -68,13 +64,9 @@ class TextEmbedding:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         stock = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         self._folder = Folder.read(path, config)
-        if stock.chat_template and self._folder.is_plain and config.model_type != "qwen3":
-            raise ModelLoadError(f"{path}: its tokenizer has a chat template, and no modules.json says that texts go without it")
         self._instruction_form = _instruction_form(self._folder, config.model_type)
         self._tokenizer = TextTokenizer(stock, self._folder.settings.lower_case)
-        _check_prompt(path, self._folder.settings.default_prompt, self._tokenizer.specials)
-        if stock.truncation_side != "right":
-            log.warning("%s: its tokenizer cuts a text's beginning; here `truncate` cuts its end", path)
+        check_tokenizer(path, config.model_type, self._folder, stock, self._tokenizer.specials)
         chosen = devices.choose_dtype(dtype, devices.checkpoint_dtype(config), self._device)
         model = load_pretrained(AutoModel, path, chosen, allow_pickle, unused=_UNUSED).to(self._device).eval()
         # Keys and values are never kept.
@@ -183,20 +175,6 @@ class TextEmbedding:
         default = self._folder.settings.default_prompt
         before = default if item.instruction is None else self._instruction_form(item.instruction)
         return Prompt(before, "".join(texts))
-
-
-def refuse_own_code(path: Path) -> None:
-    """Raises ModelLoadError where config.json names code of the checkpoint's own: transformers' model of that type is another."""
-    if own := read_json(path / "config.json").get("auto_map"):
-        raise ModelLoadError(
-            f"{path}: config.json asks for code of the checkpoint's own (auto_map: {', '.join(sorted(own))}), which is never run"
-        )
-
-
-def _check_prompt(path: Path, prompt: str, specials: Collection[str]) -> None:
-    """Raises ModelLoadError where the library would read special tokens in the default prompt: here they are plain text."""
-    if inside := sorted(token for token in specials if token in prompt):
-        raise ModelLoadError(f"{path}: its default prompt has special tokens ({', '.join(inside)}), which are plain text here")
 
 
 def _instruction_form(folder: Folder, model_type: str) -> InstructionForm:

@@ -1,0 +1,34 @@
+"""What a checkpoint asks for beside its modules that the library does and this server does not: refused, or said in the log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from models.base import ModelLoadError
+from models.text_encoder.folder import Folder
+from models.text_encoder.settings import read_json
+
+log = logging.getLogger(__name__)
+
+
+def refuse_own_code(path: Path) -> None:
+    """Raises ModelLoadError where config.json names code of the checkpoint's own: transformers' model of that type is another."""
+    if own := read_json(path / "config.json").get("auto_map"):
+        raise ModelLoadError(
+            f"{path}: config.json asks for code of the checkpoint's own (auto_map: {', '.join(sorted(own))}), which is never run"
+        )
+
+
+def check_tokenizer(path: Path, model_type: str, folder: Folder, stock: Any, specials: Collection[str]) -> None:
+    """`stock` is the checkpoint's tokenizer, as transformers loads it. Raises ModelLoadError for what gives other vectors."""
+    if stock.chat_template and folder.is_plain and model_type != "qwen3":
+        raise ModelLoadError(f"{path}: its tokenizer has a chat template, and no modules.json says that texts go without it")
+    if inside := sorted(token for token in specials if token in folder.settings.default_prompt):
+        raise ModelLoadError(f"{path}: its default prompt has special tokens ({', '.join(inside)}), which are plain text here")
+    if any(stock("a").get("token_type_ids", ())):
+        raise ModelLoadError(f"{path}: its tokenizer says that a text is not of the first type, which is the one known here")
+    if stock.truncation_side != "right":
+        log.warning("%s: its tokenizer cuts a text's beginning; here `truncate` cuts its end", path)
