@@ -74,8 +74,8 @@ class TextTokenizer:
         # For the one that keeps its name: the model looks its unknown token up by it.
         self._tokenizer.encode_special_tokens = True
         if lower_case:
-            normalizer: Any = self._tokenizer.normalizer
-            steps = list(normalizer) if isinstance(normalizer, Normalizers) else [normalizer] if normalizer else []
+            normalizer = self._tokenizer.normalizer
+            steps: Any = normalizer if isinstance(normalizer, Normalizers) else [normalizer] if normalizer else []
             # The library's rule: not where one of the tokenizer's own does it, first or not.
             if not any(isinstance(step, Lowercase) for step in steps):
                 self._tokenizer.normalizer = Normalizers([Lowercase(), *steps])
