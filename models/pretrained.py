@@ -15,6 +15,8 @@ from models.base import ModelLoadError
 _WITHIN = re.compile(r"(^|\.)(embeddings|encoder|transformer|layers|blocks)\.(?!.*\b(position_ids|token_type_ids|inv_freq)$)")
 
 
+# As peft names it.
+ADAPTER_CONFIG = "adapter_config.json"
 # Kinds of RoPE whose angles depend on the longest sequence of a batch.
 _MOVING = {"dynamic", "longrope"}
 
@@ -22,6 +24,9 @@ _MOVING = {"dynamic", "longrope"}
 def load_pretrained(kind: Any, path: Path, dtype: torch.dtype, allow_pickle: bool, *, unused: str = "", **changes: Any) -> Any:
     """A model of transformers' class `kind`. Weights whose names begin with `unused` may be missing; `changes` are its
     from_pretrained's. Code of the checkpoint's own is never run. Raises ModelLoadError."""
+    if (path / ADAPTER_CONFIG).exists():
+        # Without peft transformers reads past it; with it, weights would be within modules that the packed forward does not know.
+        raise ModelLoadError(f"{path / ADAPTER_CONFIG}: an adapter is not applied here; merge it into its model, and remove it")
     model, report = kind.from_pretrained(
         path,
         dtype=dtype,

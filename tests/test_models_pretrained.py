@@ -96,3 +96,10 @@ def test_a_head_is_no_part_of_the_model(folder: Path) -> None:
     before = load(folder).info
     edit(folder, lambda weights, _: weights.update({"lm_head.weight": torch.ones(3, 3), "cls.predictions.bias": torch.ones(3)}))
     assert load(folder).info == before
+
+
+def test_an_adapter_is_not_left_out(folder: Path) -> None:
+    """Without peft transformers reads past it, and with it the packed forward would: vectors of the bare model."""
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(folder)}))
+    with pytest.raises(ModelLoadError, match=r"adapter_config\.json: an adapter is not applied here"):
+        load(folder)

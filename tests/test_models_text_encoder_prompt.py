@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer
 
-from models.base import InputTooLong
+from models.base import EmbeddingInput, InputTooLong
 from models.text_encoder.prompt import Fitted, Prompt, TextTokenizer, instruct, verbatim
-from tests.text_checkpoints import CORPUS, FAMILIES, tokenizer_of
+from tests.text_checkpoints import CORPUS, FAMILIES, tokenizer_of, write_checkpoint
+from tests.text_oracle import library, load
 
 
 @pytest.fixture(params=FAMILIES)
@@ -104,6 +106,24 @@ def test_a_limit_below_the_template(stock: Any, limit: int) -> None:
         assert isinstance(found, InputTooLong)
 
 
+@pytest.mark.parametrize("truncate", [False, True])
+def test_a_word_that_is_read_in_part(stock: Any, truncate: bool) -> None:
+    """Whole it may be one unknown token, and its beginning dozens."""
+    tokenizer = TextTokenizer(stock, lower_case=False)
+    limit = 6
+    for word in ("runs", "beach"):
+        for blanks in range(0, 32 * limit, 7):
+            text = " " * blanks + word * 300
+            expected = stock(text)["input_ids"]
+            if len(expected) <= limit:
+                assert ids(tokenizer, text, limit=limit, truncate=truncate) == expected
+            elif truncate:
+                assert (
+                    ids(tokenizer, text, limit=limit, truncate=True)
+                    == stock(text, truncation=True, max_length=limit)["input_ids"]
+                )
+
+
 def test_what_is_shown_of_a_cut_text_is_what_is_read(stock: Any) -> None:
     tokenizer = TextTokenizer(stock, lower_case=False)
     prompt = Prompt("query: ", CORPUS[1] * 50)
@@ -115,6 +135,26 @@ def test_what_is_shown_of_a_cut_text_is_what_is_read(stock: Any) -> None:
         # A character of several tokens is shown whole.
         assert ids(tokenizer, shown)[: limit - 1] == fitted.ids[:-1]
         assert len(ids(tokenizer, shown)) <= limit + 3
+
+
+NORMALIZERS = {
+    "alone": normalizers.Lowercase(),
+    "among others": normalizers.Sequence([normalizers.Replace("A", "b"), normalizers.Lowercase()]),
+    "within another": normalizers.BertNormalizer(lowercase=True),
+    "of others": normalizers.Sequence([normalizers.Replace("A", "b")]),
+}
+
+
+@pytest.mark.parametrize("kind", NORMALIZERS)
+def test_what_is_put_into_lower_case_already(kind: str, tmp_path: Path) -> None:
+    """The library puts a text into lower case first only where none of the tokenizer's own steps does."""
+    folder = write_checkpoint(tmp_path / "model", transformer={"max_seq_length": 128, "do_lower_case": True})
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.normalizer = NORMALIZERS[kind]
+    tokenizer.save(str(folder / "tokenizer.json"))
+    model, theirs = load(folder), library(folder).tokenizer
+    for text in ("A dog plays", "THE RIVER RUNS TO A BEACH", "a b A B"):
+        assert model.prepare(EmbeddingInput((text,))).token_ids.tolist() == theirs(text)["input_ids"]
 
 
 def test_forms_of_an_instruction() -> None:

@@ -79,6 +79,19 @@ def test_what_is_not_followed_is_refused(folder: Path, settings: dict[str, Any],
         load(folder)
 
 
+@pytest.mark.parametrize("kind", ["SparseEncoder", "CrossEncoder"])
+def test_a_model_of_another_type_of_the_library(folder: Path, kind: str) -> None:
+    """The library makes another model of it, of whatever pooling."""
+    write_json(folder / "config_sentence_transformers.json", {"model_type": kind})
+    with pytest.raises(ModelLoadError, match=f"model_type is {kind}, known is SentenceTransformer alone"):
+        load(folder)
+
+
+def test_a_model_that_names_its_type(folder: Path) -> None:
+    write_json(folder / "config_sentence_transformers.json", {"model_type": "SentenceTransformer"})
+    same(embed(load(folder), TEXTS), oracle(folder, TEXTS))
+
+
 @pytest.mark.parametrize("width", [16, WIDTH, 1000])
 @pytest.mark.parametrize("heads", [[], [dense(WIDTH, 30), ("Normalize", {}, {})]], ids=["bare", "dense"])
 def test_vectors_are_cut_where_the_folder_says_so(tmp_path: Path, heads: list[Any], width: int) -> None:

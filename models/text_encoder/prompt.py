@@ -75,7 +75,12 @@ class TextTokenizer:
         self._tokenizer.encode_special_tokens = True
         if lower_case:
             normalizer = self._tokenizer.normalizer
-            self._tokenizer.normalizer = Normalizers([Lowercase(), *([normalizer] if normalizer else [])])
+            steps: Any = normalizer if isinstance(normalizer, Normalizers) else [normalizer] if normalizer else []
+            # The library's rule: not where one of the tokenizer's own does it, first or not.
+            if not any(isinstance(step, Lowercase) for step in steps):
+                self._tokenizer.normalizer = Normalizers([Lowercase(), *steps])
+        # A longer word is one unknown token (WordPiece), and a part of it may be a token for each character.
+        self._longest_word = int(own["model"].get("max_input_chars_per_word") or 0)
         self._head, self._tail = self._template()
         # Those that no input has: neither text nor template.
         special = {token["id"]: token["content"] for token in own["added_tokens"] if token["special"]}
@@ -120,7 +125,7 @@ class TextTokenizer:
         while True:
             ids = self._encode([text[:size]])[0]
             # What is cut in two is the last word: no token within the limit.
-            if size >= len(text) or len(ids) > 2 * limit:
+            if size >= len(text) or len(ids) > 2 * limit + self._longest_word:
                 return ids, size >= len(text)
             size *= 4
 

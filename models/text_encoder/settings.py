@@ -35,6 +35,8 @@ _KNOWN: dict[str, Any] = {
 }
 # Read below; or of queries and documents, which the library's `encode` does not tell apart.
 _NO_MATTER = {"max_seq_length", "do_lower_case", "unpad_inputs", "query_length", "document_length", "query_expansion"}
+# Of the library's classes, that of dense vectors: what a folder is that names none.
+_MODEL_TYPE = "SentenceTransformer"
 # Prompts that every model of the library has, empty unless the folder fills them.
 _PROMPTS = ("query", "document")
 
@@ -55,6 +57,9 @@ class Settings:
         transformer = _transformer(path)
         file = path / "config_sentence_transformers.json"
         config = read_object(file) if file.exists() else {}
+        if (kind := config.get("model_type", _MODEL_TYPE)) != _MODEL_TYPE:
+            # Of another the library takes the transformer alone, and a pooling that the folder does not name.
+            raise ModelLoadError(f"{file}: model_type is {kind}, known is {_MODEL_TYPE} alone")
         prompts = {str(name): str(text or "") for name, text in (config.get("prompts") or {}).items()}
         default = config.get("default_prompt_name")
         if default is not None and default not in {*prompts, *_PROMPTS}:
