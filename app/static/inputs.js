@@ -137,7 +137,7 @@ export class Inputs {
     row.slot.classList.add("held");
     const taken = el("button", { class: "plain", type: "button", onclick: () => this.#takeImage(row) }, "Take out");
     taken.setAttribute("aria-label", `Take ${row.image.name} out`);
-    row.file.replaceChildren(el("span", { class: "name" }, row.image.name), ` ${bytes(file.size)} `, taken);
+    row.file.replaceChildren(el("span", { class: "name", title: row.image.name }, row.image.name), ` ${bytes(file.size)} `, taken);
     row.file.hidden = false;
   }
 
