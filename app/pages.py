@@ -70,6 +70,12 @@ async def asset(request: web.Request) -> web.Response:
 
 
 def file_reply(name: str) -> web.Response:
-    headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    headers = {
+        "Content-Security-Policy": _POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        # Files of two versions never meet on a page: a cache that keeps one asks whether it still holds.
+        "Cache-Control": "no-cache",
+    }
     body = files("app").joinpath("static", name).read_bytes()
     return web.Response(body=body, content_type=_TYPES[name.rpartition(".")[2]], charset="utf-8", headers=headers)

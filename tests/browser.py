@@ -128,6 +128,7 @@ class Browser:
     def write(self, selector: str, text: str) -> None:
         """Type into a field that is emptied first. Characters beyond the BMP, which no driver types, are set instead."""
         field = self.one(selector)
+        self.until(field.is_displayed)
         field.clear()
         if max(map(ord, text), default=0) < 0x10000:
             field.send_keys(text)

@@ -54,6 +54,7 @@ async def test_a_page_and_its_policy(client: Client, page: str) -> None:
     assert headers["Content-Type"] == "text/html; charset=utf-8"
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["Cache-Control"] == "no-cache"
     assert directives(headers["Content-Security-Policy"]) == {
         "default-src": ["'none'"],
         "script-src": ["'self'"],
@@ -77,6 +78,7 @@ async def test_its_files_are_served_with_their_types(client: Client, page: str) 
         status, headers, text = await fetch(client, path)
         assert (status, headers["Content-Type"]) == (200, f"{TYPES[path.rpartition('.')[2]]}; charset=utf-8")
         assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Cache-Control"] == "no-cache"
         assert "default-src 'none'" in headers["Content-Security-Policy"]
         assert text
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
@@ -87,6 +88,29 @@ def write_texts(browser: Browser, *texts: str) -> None:
         if len(browser.all("#inputs li")) < place:
             browser.one("#add-text").click()
         browser.write(text_of(place), text)
+
+
+def can_embed(browser: Browser) -> bool:
+    return browser.one("#embed").get_attribute("aria-disabled") == "false"
+
+
+def focused(browser: Browser) -> str | None:
+    return browser.driver.switch_to.active_element.get_attribute("id")
+
+
+def hold_requests(browser: Browser) -> Callable[[], None]:
+    """Requests for vectors wait in the page until the function returned is called."""
+    browser.run(
+        """
+        const [real, held] = [window.fetch, new Promise((release) => { window.release = release; })];
+        const cancelled = (signal) => new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
+        window.fetch = async (...rest) => {
+          if (String(rest[0]).endsWith("/v1/embeddings")) await Promise.race([held, cancelled(rest[1].signal)]);
+          return real(...rest);
+        };
+        """
+    )
+    return lambda: browser.run("window.release()")
 
 
 def embed(browser: Browser) -> None:
@@ -216,6 +240,56 @@ def test_rows_are_added_removed_and_left_blank(page: Browser, server: Process) -
     assert len([row for row in page.all("#inputs textarea") if row.get_attribute("value")]) == len(page.all("#inputs li")) == 5
 
 
+def test_the_matrix_has_the_numbers_of_the_inputs(page: Browser) -> None:
+    write_texts(page, DOG, "", REPORT)
+    embed(page)
+    assert [row.text for row in page.all("#matrix tbody th")] == [f"1\n{DOG}", f"3\n{REPORT}"]
+    assert [column.text for column in page.all("#matrix thead th")] == ["1", "3"]
+    page.one("#matrix td[tabindex='0']").send_keys(Keys.ARROW_RIGHT)
+    assert page.text("#pair").startswith("1 and 3: ")
+    assert (page.driver.switch_to.active_element.get_attribute("aria-label") or "").startswith("Inputs 1 and 3: ")
+    write_texts(page, DOG, "", REPORT, PUPPY)
+    embed(page)
+    assert re.search(r"Nearest: (1 and 3|1 and 4|3 and 4), ", page.text("#summary"))
+
+
+def test_a_result_of_other_inputs_says_so(page: Browser) -> None:
+    write_texts(page, DOG, REPORT)
+    release = hold_requests(page)
+    page.one("#embed").click()
+    page.one("#inputs li:nth-child(2) .icon").click()
+    release()
+    page.until(lambda: page.all("#matrix td[role=gridcell]"))
+    assert page.one("#old").is_displayed()
+    embed(page)
+    assert not page.one("#old").is_displayed()
+    for selector, other, same in ((text_of(1), PUPPY, DOG), ("#instruction", "Find it.", ""), ("#dimensions", "8", "")):
+        page.write(selector, other)
+        assert page.one("#old").is_displayed(), selector
+        page.press(selector, Keys.CONTROL, "a", Keys.NULL, Keys.BACKSPACE, same)
+        assert not page.one("#old").is_displayed(), selector
+    # A blank row is no input.
+    page.one("#add-text").click()
+    assert not page.one("#old").is_displayed()
+    page.drop("#inputs li:nth-child(2) .slot", JPG)
+    page.until(lambda: page.one("#old").is_displayed())
+
+
+def test_the_focus_stays_where_it_was(page: Browser) -> None:
+    write_texts(page, DOG)
+    release = hold_requests(page)
+    page.press("#embed", Keys.ENTER)
+    assert not can_embed(page)
+    assert focused(page) == "embed"
+    page.press("#cancel", Keys.ENTER)
+    page.until(lambda: can_embed(page))
+    assert focused(page) == "embed"
+    release()
+    page.press("#embed", Keys.ENTER)
+    page.until(lambda: page.all("#matrix td[role=gridcell]"))
+    assert focused(page) == "embed"
+
+
 def test_a_text_that_looks_like_an_image_is_a_text(page: Browser, server: Process) -> None:
     text = "data:image/png;base64,bm90IGFuIGltYWdl"
     write_texts(page, text, DOG)
@@ -300,12 +374,36 @@ def test_an_input_at_fault_is_pointed_out(page_with_refusals: Browser, tmp_path:
     assert page.text("#problem") == ""
 
 
+def test_a_refused_input_that_has_been_removed_meanwhile(page_with_refusals: Browser, tmp_path: Path) -> None:
+    page = page_with_refusals
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not an image")
+    page.write("#key", KEY)
+    write_texts(page, DOG, "")
+    page.drop("#inputs li:nth-child(2) .slot", broken)
+    page.until(lambda: page.all("#inputs .held"))
+    release = hold_requests(page)
+    page.one("#embed").click()
+    page.one("#inputs li:nth-child(2) .icon").click()
+    release()
+    page.until(lambda: page.text("#problem").startswith("400: an input that has been removed since is refused: "))
+    assert "not a readable PNG" in page.text("#problem")
+    # What was said of a request goes with the next change.
+    page.press(text_of(1), "!")
+    assert page.text("#problem") == ""
+
+
 @pytest.mark.parametrize("dimensions", ["65", "0", "1.5"])
 def test_dimensions_at_fault_are_pointed_out(page_with_refusals: Browser, dimensions: str) -> None:
     page = page_with_refusals
     page.write("#key", KEY)
     write_texts(page, DOG)
     page.write("#dimensions", dimensions)
+    page.one("#embed").click()
+    page.until(lambda: "dimensions" in page.text("#dimensions-error"))
+    for language, field in (("curl", f'"dimensions": {dimensions}'), ("python", f"dimensions={dimensions}")):
+        page.one(f"[name=language][value={language}]").click()
+        assert field in page.text("#code")
     page.one("#embed").click()
     page.until(lambda: "dimensions" in page.text("#dimensions-error"))
     assert page.driver.switch_to.active_element.get_attribute("id") == "dimensions"
@@ -391,6 +489,34 @@ def test_the_code_runs_and_gives_the_vectors_shown(
         ), atol=1e-5)  # fmt: skip
 
 
+def test_code_for_texts_longer_than_an_argument_may_be(page: Browser, tmp_path: Path) -> None:
+    """Linux takes arguments up to 128 KiB; here 64 texts of 3 KiB are sent."""
+    found = page.in_module(
+        "code.js",
+        """
+        const inputs = Array.from({length: 64}, (_, index) => ({text: `${index} it's $HOME \\ \n`.repeat(180), image: null}));
+        const request = {model: "Qwen3-VL-Embedding-2B", inputs, dimensions: 8, instruction: null};
+        return [inputs.map(({text}) => text), it.curl(request, true)];
+        """,
+    )
+    texts, code = found
+    assert len(code) > 1 << 17
+    # curl is replaced by what shows what it would send.
+    shown = tmp_path / "curl"
+    shown.write_text("#!/bin/sh\nexec cat\n")
+    shown.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-s"],
+        input=code,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "API_KEY": KEY},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"model": "Qwen3-VL-Embedding-2B", "dimensions": 8, "input": texts}
+
+
 def test_two_files_of_one_name_keep_apart(page: Browser, tmp_path: Path) -> None:
     for folder, case in (("a", JPG), ("b", PNG)):
         (tmp_path / folder).mkdir()
@@ -409,10 +535,10 @@ def test_it_waits_for_the_model(browser: Browser) -> None:
         url = address(running)
         browser.open(url)
         browser.until(lambda: browser.text("#state") == "Loading the model")
-        assert browser.one("#embed").get_property("disabled")
+        assert not can_embed(browser)
         assert "loading" in browser.text("#progress")
         browser.until(lambda: browser.text("#state") == "Ready")
-        assert not browser.one("#embed").get_property("disabled")
+        assert can_embed(browser)
         browser.write("#key", KEY)
         write_texts(browser, DOG)
         embed(browser)
@@ -516,9 +642,9 @@ def test_a_request_is_cancelled(browser: Browser) -> None:
         write_texts(browser, DOG)
         browser.one("#embed").click()
         browser.until(lambda: browser.one("#cancel").is_displayed())
-        assert browser.one("#embed").get_property("disabled")
+        assert not can_embed(browser)
         browser.one("#cancel").click()
-        browser.until(lambda: not browser.one("#embed").get_property("disabled"))
+        browser.until(lambda: can_embed(browser))
         assert browser.text("#problem") == ""
         browser.check_quiet(url)
 
@@ -544,6 +670,34 @@ def test_a_restart_is_survived(browser: Browser) -> None:
         browser.until(lambda: row(browser, "200")[1:] == ["2"])
         # Of the life before, what was seen of it is still among the last two minutes.
         assert 2 <= int(row(browser, "200")[0]) <= 5
+        browser.check_quiet(url, refused=(0, 503))
+
+
+def test_another_service_after_a_restart(browser: Browser) -> None:
+    """One that comes back before its state is asked for again."""
+    port = str(free_port())
+    with process(PORT=port, MODEL_NAME="first") as running:
+        url = address(running)
+        open_ready(browser, url)
+        browser.until(lambda: browser.text("#watch-state") == "Live")
+        browser.until(lambda: browser.one("#key-field").is_displayed())
+        # The state is not asked for until the other one is there.
+        browser.run(
+            """
+            const [real, held] = [window.fetch, new Promise((release) => { window.release = release; })];
+            window.fetch = async (...rest) => {
+              if (String(rest[0]).includes("/health")) await held;
+              return real(...rest);
+            };
+            """
+        )
+    with process(PORT=port, MODEL_NAME="second", API_KEY="", AUTH_DISABLED="true") as running:
+        running.until_status("ok")
+        browser.until(lambda: browser.text("#watch-note").startswith("Restarted at"))
+        browser.run("window.release()")
+        browser.until(lambda: browser.text("h1") == "second")
+        browser.until(lambda: not browser.one("#key-field").is_displayed())
+        assert '"model": "second"' in browser.text("#code")
         browser.check_quiet(url, refused=(0, 503))
 
 
@@ -711,7 +865,7 @@ def test_every_colour_of_the_matrix_is_legible(page: Browser, theme: str) -> Non
         "heatmap.js",
         """
         const values = Array.from({length: 201}, (_, index) => index / 100 - 1);
-        const items = values.map(() => ({text: "x", image: null}));
+        const items = values.map((_, index) => ({place: index + 1, text: "x", image: null}));
         document.querySelector("#answer").hidden = false;
         document.querySelector("#matrix").replaceChildren(it.heatmap([values], items, false, () => {}));
         """,

@@ -38,6 +38,9 @@ function writeJson(body, text, file) {
   return `{\n${lines.join(",\n")}\n}`;
 }
 
+// Linux takes no longer argument; a here-document has no limit.
+const MOST_OF_AN_ARGUMENT = 100_000;
+
 // In a here-document $, ` and \ are the shell's; ! is that of its prompt, and JSON can do without it.
 function hereString(text) {
   return JSON.stringify(text).replace(/[\\$`]/g, "\\$&").replaceAll("!", "\\u0021");
@@ -50,7 +53,8 @@ export function curl(request, needsKey) {
   if (needsKey) head.push('-H "Authorization: Bearer $API_KEY"');
   head.push('-H "Content-Type: application/json"');
   if (!request.inputs.some(({ image }) => image)) {
-    return [...head, `-d ${quoted(writeJson(body, JSON.stringify))}`].join(" \\\n  ");
+    const data = quoted(writeJson(body, JSON.stringify));
+    if (new TextEncoder().encode(data).length <= MOST_OF_AN_ARGUMENT) return [...head, `-d ${data}`].join(" \\\n  ");
   }
   const file = (name) => `"$(base64 < ${quoted(name)} | tr -d '\\n')"`;
   return `${[...head, "-d @- <<JSON"].join(" \\\n  ")}\n${writeJson(body, hereString, file)}\nJSON`;
@@ -75,7 +79,7 @@ export function python(request, needsKey) {
     "reply = client.embeddings.create(",
     `    model=${JSON.stringify(model)},`,
     `    input=${write(input, JSON.stringify, file, "    ")},`,
-    ...(dimensions ? [`    dimensions=${dimensions},`] : []),
+    ...(dimensions == null ? [] : [`    dimensions=${JSON.stringify(dimensions)},`]),
     ...(instruction ? [`    extra_body={"instruction": ${JSON.stringify(instruction)}},`] : []),
     ")",
     "vectors = np.array([row.embedding for row in reply.data])",

@@ -27,12 +27,12 @@ export function extremes(matrix) {
   return { low: by((a, b) => a < b), high: by((a, b) => a > b) };
 }
 
-// `items` are {text, image}; `stretched` spreads the colours over the cosines that occur; `shown(i, j)` hears of the cell in hand.
+// `items` are {place, text, image}; `stretched` spreads the colours over the cosines that occur; `shown(i, j)` hears of the cell in hand.
 export function heatmap(matrix, items, stretched, shown) {
   const colours = colouring(matrix, stretched);
   const cells = matrix.map((row, i) => row.map((value, j) => {
     const cell = el("td", {
-      role: "gridcell", tabindex: i || j ? "-1" : "0", "aria-label": `Inputs ${i + 1} and ${j + 1}: ${cosine(value, 4)}`,
+      role: "gridcell", tabindex: i || j ? "-1" : "0", "aria-label": `Inputs ${items[i].place} and ${items[j].place}: ${cosine(value, 4)}`,
       onfocus: () => mark(i, j), onpointerenter: () => mark(i, j),
     }, cosine(value));
     const { ground, ink } = colours(value);
@@ -40,8 +40,8 @@ export function heatmap(matrix, items, stretched, shown) {
     cell.style.setProperty("color", ink);
     return cell;
   }));
-  const tops = items.map((item, j) => el("th", { scope: "col", role: "columnheader" }, label(item, j, false)));
-  const sides = items.map((item, i) => el("th", { scope: "row", role: "rowheader" }, label(item, i, true)));
+  const tops = items.map((item) => el("th", { scope: "col", role: "columnheader" }, label(item, false)));
+  const sides = items.map((item) => el("th", { scope: "row", role: "rowheader" }, label(item, true)));
   const clear = () => [...tops, ...sides].forEach((head) => head.classList.remove("in-hand"));
 
   function mark(i, j) {
@@ -70,9 +70,9 @@ export function heatmap(matrix, items, stretched, shown) {
       el("thead", {}, head), el("tbody", {}, body)));
 }
 
-function label({ text, image }, index, isSide) {
+function label({ place, text, image }, isSide) {
   return el("span", { class: "label", title: [image?.name, text].filter(Boolean).join("\n") },
-    el("span", { class: "number" }, index + 1),
+    el("span", { class: "number" }, place),
     image ? thumbnail(image) : null,
     isSide ? el("span", { class: "words" }, text || image.name) : null);
 }

@@ -13,7 +13,7 @@ export class Inputs {
   #refused;
   #chooseFor;
 
-  // `changed()` after every change; `refused(message)` for what cannot be an input; `chooseFor(row)` opens a file chooser.
+  // `changed()` after every change; `refused(message)` for what cannot be an input, "" when that is past; `chooseFor(row)` opens a file chooser.
   constructor(list, { changed, refused, chooseFor }) {
     this.#list = list;
     this.#changed = changed;
@@ -21,9 +21,15 @@ export class Inputs {
     this.#chooseFor = chooseFor;
   }
 
-  // Those that hold something, as they are now: {row, text, image: {file, name, url} or null}.
+  // Those that hold something, as they are now: {row, place, text, image: {file, name, url} or null}. `place` is the number shown.
   filled() {
-    return this.#rows.filter((row) => row.text.value || row.image).map((row) => ({ row, text: row.text.value, image: row.image }));
+    const items = this.#rows.map((row, index) => ({ row, place: index + 1, text: row.text.value, image: row.image }));
+    return items.filter(({ text, image }) => text || image);
+  }
+
+  // The number shown at a row; null once it has been removed.
+  placeOf(row) {
+    return this.#rows.indexOf(row) + 1 || null;
   }
 
   addText(text = "") {
@@ -89,7 +95,7 @@ export class Inputs {
     row.slot = el("button", { class: "slot", type: "button", onclick: () => this.#chooseFor(row) }, pictureIcon());
     row.text = el("textarea", {
       rows: "1", "aria-describedby": id,
-      oninput: () => { this.showError(row, ""); this.#changed(); },
+      oninput: () => { this.showError(row, ""); this.#refused(""); this.#changed(); },
     });
     row.file = el("p", { class: "file", hidden: true });
     row.error = el("p", { class: "error", id, hidden: true });
@@ -111,6 +117,7 @@ export class Inputs {
     this.#drop(row);
     if (!this.#rows.length) this.#add();
     this.#rows[Math.min(index, this.#rows.length - 1)].text.focus();
+    this.#refused("");
     this.#update();
   }
 
@@ -130,7 +137,7 @@ export class Inputs {
     row.slot.classList.add("held");
     const taken = el("button", { class: "plain", type: "button", onclick: () => this.#takeImage(row) }, "Take out");
     taken.setAttribute("aria-label", `Take ${row.image.name} out`);
-    row.file.replaceChildren(el("span", { class: "name" }, row.image.name), ` ${bytes(file.size)} `, taken);
+    row.file.replaceChildren(el("span", { class: "name", title: row.image.name }, row.image.name), ` ${bytes(file.size)} `, taken);
     row.file.hidden = false;
   }
 
@@ -140,6 +147,7 @@ export class Inputs {
     row.slot.classList.remove("held");
     row.file.hidden = true;
     this.showError(row, "");
+    this.#refused("");
     row.text.focus();
     this.#update();
   }

@@ -6,16 +6,17 @@ import { chooseFor, takeImages } from "./files.js";
 import { Inputs, readBase64 } from "./inputs.js";
 import { FIELDS, clearProblems, explain, fieldProblem, problem } from "./problems.js";
 import { draw, markOld, showResult } from "./result.js";
-import { follow, isReady, service } from "./status.js";
+import { askAgain, follow, isReady, service } from "./status.js";
 import { watch } from "./watch.js";
 
 const EXAMPLE = ["A dog plays on the beach at sunset.", "At dusk a puppy runs along the shore.", "The quarterly report is due on Friday."];
 
 let needsKey = true;
 let running = null; // the AbortController of the request under way
+let answered = null; // the request whose result is shown
 
 const inputs = new Inputs(byId("inputs"), {
-  changed: () => { markOld(); showCode(); },
+  changed: () => { showAge(); showCode(); },
   refused: problem,
   chooseFor,
 });
@@ -32,6 +33,14 @@ function fields() {
   };
 }
 
+const request = () => ({ items: inputs.filled(), fields: fields() });
+
+function isSame(one, other) {
+  return one.fields.instruction === other.fields.instruction && one.fields.dimensions === other.fields.dimensions
+    && one.items.length === other.items.length
+    && one.items.every(({ text, image }, index) => text === other.items[index].text && image === other.items[index].image);
+}
+
 function withoutNulls(object) {
   return Object.fromEntries(Object.entries(object).filter(([, value]) => value !== null));
 }
@@ -43,7 +52,8 @@ const key = () => byId("key").value.trim();
 async function send() {
   if (running || !isReady()) return;
   clearProblems(inputs);
-  const items = inputs.filled();
+  const asked = request();
+  const { items } = asked;
   if (!items.length) {
     problem("Write a text or add an image first.");
     inputs.focus();
@@ -53,9 +63,11 @@ async function send() {
   const stop = showProgress();
   try {
     const input = await Promise.all(items.map(toItem));
-    const reply = await embed(withoutNulls({ ...fields(), input }), needsKey ? key() : "", running.signal);
+    const reply = await embed(withoutNulls({ ...asked.fields, input }), needsKey ? key() : "", running.signal);
     service.health.model ??= reply.model;
     showResult(items, reply);
+    answered = asked;
+    showAge();
   } catch (error) {
     if (error.name === "AbortError") return;
     if (error.status === 401) wantKey(true);
@@ -77,24 +89,30 @@ async function toItem({ row, text, image }) {
   return itemOf(text, data);
 }
 
+// The seconds have an element of their own: a screen reader is not to count them.
 function showProgress() {
   const started = performance.now();
-  const show = () => { byId("progress").textContent = `Embedding… ${Math.floor((performance.now() - started) / 1000)} s`; };
-  const timer = setInterval(show, 1000);
+  const timer = setInterval(() => { byId("elapsed").textContent = `${Math.floor((performance.now() - started) / 1000)} s`; }, 1000);
   byId("progress").textContent = "Embedding…";
-  byId("embed").disabled = true;
+  byId("embed").setAttribute("aria-disabled", "true");
   byId("cancel").hidden = false;
   return () => {
     clearInterval(timer);
-    byId("progress").textContent = "";
+    byId("progress").textContent = byId("elapsed").textContent = "";
+    if (document.activeElement === byId("cancel")) byId("embed").focus();
     byId("cancel").hidden = true;
   };
 }
 
 // Around it
 
+function showAge() {
+  markOld(answered !== null && !isSame(answered, request()));
+}
+
+// A button that is truly disabled would lose the focus.
 function showReadiness() {
-  byId("embed").disabled = Boolean(running) || !isReady();
+  byId("embed").setAttribute("aria-disabled", String(Boolean(running) || !isReady()));
   const words = { loading: "The model is loading. This page is ready when it is.", unreachable: "The server cannot be reached." };
   if (!running) byId("progress").textContent = words[service.state] ?? "";
   const most = service.health.embedding_dimension;
@@ -103,16 +121,16 @@ function showReadiness() {
 }
 
 function showCode() {
-  const items = inputs.filled();
-  const request = { ...fields(), model: service.health.model ?? "", inputs: items.length ? items : [{ text: EXAMPLE[0], image: null }] };
+  const { items, fields } = request();
+  const shown = { ...fields, model: fields.model ?? "", inputs: items.length ? items : [{ text: EXAMPLE[0], image: null }] };
   const language = document.querySelector("[name=language]:checked").value;
-  byId("code").textContent = (language === "curl" ? curl : python)(request, needsKey);
+  byId("code").textContent = (language === "curl" ? curl : python)(shown, needsKey);
   const files = items.some(({ image }) => image) ? "It reads the images from the folder that it runs in. " : "";
   const needs = language === "curl" ? "" : "It needs the packages openai and numpy. ";
   byId("code-hint").textContent = files + needs + (needsKey ? "The key is taken from the environment: API_KEY." : "");
 }
 
-// Whether there are keys at all is in the document.
+// Whether there are keys at all is in the document. It may be another after a restart.
 async function askForKey() {
   try {
     wantKey(Boolean((await (await get("/openapi.json")).json()).components.securitySchemes));
@@ -155,7 +173,7 @@ function start() {
   for (const name of FIELDS) {
     byId(name).addEventListener("input", () => {
       fieldProblem(name, "");
-      if (name !== "key") markOld();
+      showAge();
       showCode();
     });
   }
@@ -165,8 +183,11 @@ function start() {
   addEventListener("themechange", draw);
   showReadiness();
   askForKey();
-  follow(showReadiness);
-  watch();
+  follow((isFirst) => {
+    showReadiness();
+    if (!isFirst && service.state !== "unreachable") askForKey();
+  });
+  watch(askAgain);
 }
 
 start();

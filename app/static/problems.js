@@ -19,11 +19,14 @@ export function explain(error, items, inputs) {
 function explainReply({ status, message, param, retryAfter }, items, inputs) {
   const index = /^input\[(\d+)\]/.exec(param ?? "")?.[1];
   const item = items[index];
+  const place = item && inputs.placeOf(item.row);
   if (status === 401) {
     fieldProblem("key", byId("key").value.trim() ? "The service does not know this key." : "The service needs a key.");
-  } else if (item) {
+  } else if (place) {
     inputs.showError(item.row, message);
-    problem(`${status}: input ${[...byId("inputs").children].indexOf(item.row.element) + 1} is refused.`);
+    problem(`${status}: input ${place} is refused.`);
+  } else if (item) {
+    problem(`${status}: an input that has been removed since is refused: ${sentence(message)}`);
   } else if (FIELDS.includes(param)) {
     fieldProblem(param, message);
   } else {

@@ -12,17 +12,16 @@ export function showResult(items, reply) {
   byId("empty").hidden = true;
   byId("answer").hidden = false;
   byId("scale").hidden = items.length < 3;
-  byId("summary").textContent = summary(reply, shown.matrix);
+  byId("summary").textContent = summary(reply, shown);
   byId("figures").replaceChildren(...figures(reply));
   byId("timing").replaceChildren(...timing(reply));
-  byId("old").hidden = true;
   draw();
   byId("result").scrollIntoView({ block: "nearest" });
 }
 
-// The inputs have been edited since.
-export function markOld() {
-  byId("old").hidden = shown === null;
+// Whether the inputs have been edited since.
+export function markOld(isOld) {
+  byId("old").hidden = !isOld;
 }
 
 // Also after another choice of colours, or of the theme.
@@ -33,15 +32,15 @@ export function draw() {
   const pair = byId("pair");
   pair.textContent = "Point at a cell for more digits.";
   byId("matrix").replaceChildren(heatmap(matrix, items, stretched, (i, j) => {
-    pair.textContent = `${i + 1} and ${j + 1}: ${cosine(matrix[i][j], 4)}`;
+    pair.textContent = `${items[i].place} and ${items[j].place}: ${cosine(matrix[i][j], 4)}`;
   }));
 }
 
-function summary(reply, matrix) {
+function summary(reply, { items, matrix }) {
   const ends = extremes(matrix);
   const size = `${plural(reply.vectors.length, "vector")} of ${plural(reply.vectors[0].length, "component")}.`;
   if (!ends) return `${size} A second input gives it something to be compared with.`;
-  const name = ({ value, i, j }) => `${i + 1} and ${j + 1}, ${cosine(value)}`;
+  const name = ({ value, i, j }) => `${items[i].place} and ${items[j].place}, ${cosine(value)}`;
   if (matrix.length === 2) return `${size} Their cosine is ${cosine(ends.high.value)}.`;
   return `${size} Nearest: ${name(ends.high)}. Farthest: ${name(ends.low)}.`;
 }

@@ -22,7 +22,9 @@ export const service = { state: null, health: {} };
 // Whether a request has a chance. Where a proxy closes /health, it may.
 export const isReady = () => service.state === "ok" || service.state === "unknown";
 
-// Calls `changed()` when there is news.
+let isKnown = false;
+
+// Calls `changed(isFirst)` when there is news.
 export function follow(changed) {
   poll(async () => {
     await ask(changed);
@@ -30,15 +32,22 @@ export function follow(changed) {
   });
 }
 
+// A service that has come back as quickly as that may be another one: with the next state its details are asked for too.
+export function askAgain() {
+  isKnown = false;
+}
+
 // /health/live is 200 while the model loads; the rest is asked for when that says something new.
 async function ask(changed) {
   const state = await liveState();
-  if (state === service.state) return;
+  const isFirst = service.state === null;
+  if (isKnown && state === service.state) return;
+  isKnown = true;
   const health = state === "unreachable" || state === "unknown" ? null : await details();
   service.state = state;
   service.health = health ?? service.health;
   show();
-  changed();
+  changed(isFirst);
 }
 
 async function liveState() {

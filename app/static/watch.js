@@ -53,14 +53,15 @@ const charts = CHARTS.map(({ series, ...rest }, place) => new LineChart({
 }));
 const sizes = new BarChart({ name: "Batch sizes", unit: "batches of up to so many inputs, last 2 minutes" });
 
-export function watch() {
+// `restarted()` is called when the counters began again.
+export function watch(restarted) {
   byId("tiles").append(...charts.map((chart) => chart.element), sizes.element);
   say("", "Asking…");
-  poll(read);
+  poll(() => read(restarted));
 }
 
 // Reads once, draws, and says after how many milliseconds to read again.
-async function read() {
+async function read(restarted) {
   let response, text;
   try {
     response = await get("/metrics", AbortSignal.timeout(5000));
@@ -76,7 +77,10 @@ async function read() {
     say("closed", "Closed", `/metrics answers ${answer}: a proxy may keep it inside. Everything else on this page works without it.`);
     return CLOSED_MS;
   }
-  if (history.add(reading)) note(`Restarted at ${new Date().toLocaleTimeString()}. Counters began again.`);
+  if (history.add(reading)) {
+    note(`Restarted at ${new Date().toLocaleTimeString()}. Counters began again.`);
+    restarted();
+  }
   points.push({ time: reading.time, values: CHARTS.map(({ series }) => Object.values(series).map((value) => value())) });
   points = points.filter(({ time }) => time >= reading.time - SPAN_S);
   say("ok", "Live");
