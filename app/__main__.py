@@ -110,7 +110,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(ExitCode.DRAINED))
     code = main()
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # as it is where it was closed before the start
+            stream.flush()
     # Not sys.exit: a device's thread that is loading, or hangs, must neither keep the process nor be torn down under torch.
     os._exit(code)

@@ -19,7 +19,7 @@ import pytest
 
 from app.bulk import run as module
 from app.bulk.ending import Ending, Stopped
-from app.bulk.journal import Journal
+from app.bulk.journal import Journal, read_part
 from app.bulk.options import Options
 from app.bulk.run import Run
 from models.base import DeviceUnavailable, ModelLoadError
@@ -442,3 +442,115 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(
     assert len(lines) == 4
     assert lines[0].startswith("10 rows, ") and lines[0].endswith(" left") and "rows/s, 3" in lines[0]
     assert lines[3].startswith("31 rows, ") and "1 bad, 100%" in lines[3]
+
+
+# What must not be touched, and what is damaged
+
+
+def finished_but_not_moved(source: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends where its output is written and not moved to its place yet."""
+
+    def full(journal: Journal) -> dict[str, Any]:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped, match="No space left"):
+        patched.setattr(module, "publish", full)
+        run(source, output)
+
+
+def test_what_is_left_to_move_is_not_passed_off_as_the_output_of_another_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.npy"
+    first, second = (write_lines(tmp_path / f"{count}.jsonl", texts(count)) for count in (3, 5))
+    finished_but_not_moved(first, output, monkeypatch)
+    with pytest.raises(Stopped, match="another INPUT") as stopped:
+        run(second, output)
+    assert stopped.value.code == Ending.REFUSED and not output.exists()
+    with pytest.raises(Stopped, match=r"other options \(limit\)"):
+        run(first, output, limit=2)
+    assert run(first, output) == Ending.COMPLETE
+    assert np.array_equal(np.load(output), expected([0, 1, 2]))
+    output.unlink()
+    finished_but_not_moved(first, output, monkeypatch)
+    assert run(second, output, restart=True) == Ending.COMPLETE
+    assert len(np.load(output)) == 5
+
+
+@pytest.mark.parametrize("name", ["bad.jsonl", "ids.jsonl"])
+def test_an_input_with_the_name_of_what_goes_with_the_output_is_refused(name: str, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / f"out.npy.{name}", texts(3))
+    (tmp_path / "link.jsonl").symlink_to(source)
+    for path in (source, tmp_path / "link.jsonl"):
+        with pytest.raises(Stopped, match="are one file") as stopped:
+            run(path, tmp_path / "out.npy")
+        assert stopped.value.code == Ending.REFUSED
+    assert len(source.read_bytes().splitlines()) == 3
+
+
+def test_an_output_that_could_not_be_written_is_refused_before_anything_is_embedded(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", texts(3))
+    (tmp_path / "out.npy.meta.json").mkdir()
+    for output, said in ((tmp_path / "out.npy", "is a folder"), (tmp_path / f"{'n' * 240}.npy", "too long")):
+        model = FakeModel()
+        with pytest.raises(Stopped, match=said) as stopped:
+            run(source, output, model)
+        assert stopped.value.code == Ending.REFUSED and not model.embedded
+
+
+def test_a_folder_that_is_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", texts(3)), tmp_path / "out.parquet"
+    parts = tmp_path / "out.parquet.parts"
+    parts.mkdir()
+    (parts / "part-0.parquet").write_bytes(b"dear")
+    for more in ({}, {"restart": True}):
+        with pytest.raises(Stopped, match="is of no run") as stopped:
+            run(source, output, **more)
+        assert stopped.value.code == Ending.REFUSED
+    assert [(path.name, path.read_bytes()) for path in parts.iterdir()] == [("part-0.parquet", b"dear")]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("manifest.json", b"", "damaged"),
+        ("manifest.json", b"[]", "damaged"),
+        ("finished.json", b"{", "damaged"),
+        ("bad.jsonl", b"", "lacks rows"),
+        ("bad.jsonl", b"\0\0\n", "lacks rows"),
+        ("complete.json", b'{"rows": 99}', "lacks its last part"),
+    ],
+)
+def test_a_journal_that_is_damaged_is_told(name: str, data: bytes, said: str, tmp_path: Path) -> None:
+    items: list[Any] = [b"{", *texts(100)]
+    source, output = write_lines(tmp_path / "in.jsonl", items), tmp_path / "out.npy"
+    stopped_in_the_middle(source, output)
+    (tmp_path / "out.npy.parts" / name).write_bytes(data)
+    with pytest.raises(Stopped, match=said) as stopped:
+        run(source, output)
+    assert stopped.value.code == Ending.REFUSED and "--restart" in str(stopped.value)
+    assert run(source, output, restart=True) == Ending.BAD_ROWS
+    assert len(read(output).rows) == 100
+
+
+def test_a_part_that_is_damaged_anywhere_never_ends_without_a_word(tmp_path: Path) -> None:
+    """Bytes of its own format, that is: those of a vector are as good as any."""
+    source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
+    part = stopped_in_the_middle(source, output).parts()[-1].path
+    data = part.read_bytes()
+    for at in range(len(data) - 700, len(data), 7):
+        part.write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+        journal = Journal(output)
+        try:
+            journal.resume()
+            read_part(journal.parts()[-1])
+        except Stopped as stopped:
+            assert stopped.code == Ending.REFUSED
+
+
+def test_how_much_is_kept_is_told_before_the_run_goes_on_too(tmp_path: Path) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
+    done = stopped_in_the_middle(source, output).cursor.row
+    with pytest.raises(Stopped, match=f"\n{done} rows are done") as stopped:
+        run(source, output, url="http://127.0.0.1:1", patience=0.0)
+    assert stopped.value.code == Ending.STOPPED

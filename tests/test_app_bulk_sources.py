@@ -9,6 +9,7 @@ import io
 import json
 import os
 import tracemalloc
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,97 @@ def test_a_long_listing_is_sorted_in_runs(tmp_path: Path, monkeypatch: pytest.Mo
     for name in names:
         (tmp_path / "photos" / name).touch()
     assert [row.id for row in every(tmp_path / "photos")] == names
+
+
+# What is odd, and no reason to end
+
+
+def test_messages_of_several_lines_are_no_conversation(tmp_path: Path) -> None:
+    """A request for both would be one conversation, and have one vector."""
+    messages = [{"id": row, "role": "user", "content": f"text {row}"} for row in range(2)]
+    rows = every(write_lines(tmp_path / "in.jsonl", messages))
+    assert [told(row) for row in rows] == [(row, [{"role": "user", "content": f"text {row}"}]) for row in range(2)]
+
+
+def test_a_header_may_hold_any_text(tmp_path: Path) -> None:
+    path = csv_file(tmp_path / "in.csv", [["id", "Price\u00a0€", "what\nyou think", "text"], ["1", "2", "3", "t"]])
+    assert [told(row) for row in every(path)] == [("1", {"text": "t"})]
+    for data in ("id,text\n1,a\n".encode("utf-16-le"), b"id,text,\xff\n"):
+        path.write_bytes(data)
+        with pytest.raises(Stopped, match="not UTF-8 text"):
+            opened(path)
+
+
+def test_one_of_two_columns_of_one_name_is_not_guessed(tmp_path: Path) -> None:
+    table = csv_file(tmp_path / "in.csv", [["a", "a", "text", "text"], ["1", "2", "3", "4"]])
+    columns = pa.Table.from_arrays([pa.array(["a"])] * 4, names=["a", "a", "text", "text"])
+    pq.write_table(columns, tmp_path / "in.parquet")
+    for path in (table, tmp_path / "in.parquet"):
+        with pytest.raises(Stopped, match="more than one column 'text'"):
+            opened(path)
+    csv_file(table, [["a", "a", "text"], ["1", "2", "3"]])
+    assert [told(row) for row in every(table)] == [(None, {"text": "3"})]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([10**9, 1], pa.timestamp("ns")),
+        pa.array([1, 10**18], pa.timestamp("ms")),
+        pa.array([1, 10**8], pa.date32()),
+        pa.array([1000, 1], pa.duration("ns")),
+    ],
+    ids=lambda ids: str(ids.type),
+)
+def test_a_value_that_python_has_not_is_one_bad_row(ids: pa.Array, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ids, "text": ["a", "b"]}), tmp_path / "in.parquet")
+    good, bad = every(tmp_path / "in.parquet")
+    assert good.fault is None
+    assert bad.fault is not None and bad.fault.param == "id" and bad.fault.message.startswith("id cannot be read")
+
+
+def test_texts_of_type_binary(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array(["é".encode(), b"\xff", None], pa.binary())}), tmp_path / "in.parquet")
+    assert [told(row)[1] for row in every(tmp_path / "in.parquet")] == [
+        {"text": "é"},
+        "the row is not valid UTF-8 text",
+        "the row has neither a text nor an image",
+    ]
+
+
+def test_cells_of_types_that_no_item_has_are_bad_rows(tmp_path: Path) -> None:
+    for cells, said in (
+        ({"image": [{"bytes": "a string", "path": "a.png"}]}, "image.bytes holds no bytes"),
+        ({"image": [{"data": b"x"}]}, "of no type that JSON has"),
+        ({"text": [Decimal("1.5")]}, "of no type that JSON has"),
+    ):
+        pq.write_table(pa.table(cells), tmp_path / "in.parquet")
+        (row,) = every(tmp_path / "in.parquet")
+        assert row.fault is not None and said in row.fault.message
+
+
+def test_a_table_that_is_replaced_while_the_model_is_loaded_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    for data, said in ((b"no Parquet", "not readable any more"), (None, "not readable any more"), (b"", "changed")):
+        pq.write_table(pa.table({"text": ["a"] * 9}), path, row_group_size=3)
+        source = opened(path)
+        if data is None:
+            path.unlink()
+        elif data:
+            path.write_bytes(data)
+        else:
+            pq.write_table(pa.table({"text": ["a"]}), path)
+        with pytest.raises(Stopped, match=said):
+            list(source.rows(Cursor()))
+
+
+def test_a_link_that_leads_in_a_circle_is_no_image(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"x")
+    (folder / "circle.png").symlink_to("circle.png")
+    (folder / "gone.png").symlink_to("nowhere.png")
+    assert [row.id for row in every(folder)] == ["a.png"]
 
 
 # All of them

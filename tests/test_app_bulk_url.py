@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -326,12 +326,122 @@ async def test_what_is_no_embeddings_api_is_told(tmp_path: Path) -> None:
         await runner.cleanup()
 
 
+Respond = Callable[[list[Any], int], web.Response]
+
+
+@asynccontextmanager
+async def odd_service(respond: Respond) -> AsyncIterator[str]:
+    """A service that answers `respond(inputs, number of the request)` once the first request, for one vector, is answered well.
+    Yields its URL."""
+    count = 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal count
+        count += 1
+        inputs = (await request.json())["input"]
+        return web.json_response({"data": rows_of(inputs)}) if count == 1 else respond(inputs, count)
+
+    app = web.Application()
+    app.router.add_post("/v1/embeddings", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def rows_of(inputs: list[Any]) -> list[dict[str, Any]]:
+    texts = [item if isinstance(item, str) else item["text"] for item in inputs]
+    return [{"index": index, "embedding": FakeModel().vector(text).tolist()} for index, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: {**row, "index": 0},
+        lambda row: {**row, "index": row["index"] or 7},
+        lambda row: {**row, "embedding": [row["embedding"]]},
+        lambda row: {**row, "embedding": []},
+    ],
+)
+async def test_rows_that_cannot_be_told_apart_or_are_no_vectors_end_the_run(change: Any, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", texts(20))
+    async with odd_service(lambda inputs, _: web.json_response({"data": [change(row) for row in rows_of(inputs)]})) as url:
+        with pytest.raises(Stopped, match="does not answer as an embeddings API does") as stopped:
+            await Run(make_settings(), Options(source, tmp_path / "out.npy", url=url, quiet=True)).whole()
+    assert stopped.value.code == Ending.REFUSED
+
+
+async def test_a_vector_that_is_not_finite_is_asked_for_again_and_is_a_bad_row_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.bulk.embedder._FIRST_WAIT_S", 0.01)
+    again = 0
+
+    def respond(inputs: list[Any], _: int) -> web.Response:
+        nonlocal again
+        rows = rows_of(inputs)
+        for row, item in zip(rows, inputs, strict=True):
+            if isinstance(item, dict) and item["text"] in ("text 3", "text 5"):
+                again += item["text"] == "text 5"
+                if item["text"] == "text 3" or again == 1:
+                    row["embedding"][1] = None
+        return web.json_response({"data": rows})
+
+    source, output = write_lines(tmp_path / "in.jsonl", texts(20)), tmp_path / "out.jsonl"
+    async with odd_service(respond) as url:
+        assert await Run(make_settings(), Options(source, output, url=url, quiet=True)).whole() == Ending.BAD_ROWS
+    written = read(output)
+    assert [(line["row"], line["reason"]) for line in written.bad] == [(3, "the vector has components that are not finite")]
+    assert np.allclose(written.vectors, np.delete(expected(20), 3, axis=0))
+
+
+async def test_an_error_object_of_another_form_is_a_bad_row(tmp_path: Path) -> None:
+    error = {"error": {"message": "no", "param": 5, "type": ["x"]}}
+    source, output = write_lines(tmp_path / "in.jsonl", texts(2)), tmp_path / "out.npy"
+    async with odd_service(lambda *_: web.json_response(error, status=400)) as url:
+        assert await Run(make_settings(), Options(source, output, url=url, quiet=True)).whole() == Ending.BAD_ROWS
+    assert [(line["reason"], line["param"]) for line in read(output).bad] == [("no", None)] * 2
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3, 4, 5, 9])
+async def test_no_row_is_bad_because_the_service_fails_for_a_while(
+    failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the moment at which it is well again; with requests so small that each row is alone at once."""
+    monkeypatch.setattr("app.bulk.embedder._FIRST_WAIT_S", 0.001)
+
+    def respond(inputs: list[Any], number: int) -> web.Response:
+        return web.Response(status=500) if 3 < number <= 3 + failing else web.json_response({"data": rows_of(inputs)})
+
+    source, output = write_lines(tmp_path / "in.jsonl", texts(5)), tmp_path / "out.npy"
+    async with odd_service(respond) as url:
+        options = Options(source, output, url=url, request_rows=1, concurrency=1, quiet=True)
+        assert await Run(make_settings(), options).whole() == Ending.COMPLETE
+    assert np.allclose(np.load(output), expected(5))
+
+
+async def test_a_service_that_fails_for_everything_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.bulk.embedder._FIRST_WAIT_S", 0.001)
+    source, output = write_lines(tmp_path / "in.jsonl", texts(50)), tmp_path / "out.npy"
+    async with odd_service(lambda *_: web.Response(status=500)) as url:
+        options = Options(source, output, url=url, request_rows=1, concurrency=1, patience=0.0, quiet=True)
+        with pytest.raises(Stopped, match="fails for whatever it is asked") as stopped:
+            await Run(make_settings(), options).whole()
+    assert stopped.value.code == Ending.STOPPED
+    assert Journal(output).rows_kept() == 0
+
+
 def test_where_embeddings_are() -> None:
     for url in ("http://a:1", "http://a:1/", "http://a:1/v1", "http://a:1/v1/", "http://a:1/v1/embeddings"):
         assert endpoint(url) == "http://a:1/v1/embeddings"
     assert endpoint("https://a/b/v1") == "https://a/b/v1/embeddings"
-    with pytest.raises(Stopped):
-        endpoint("a:1")
+    for wrong in ("a:1", "http://", "http://[::1", "http://a:99999", "http://a/v1?b=c", "http://me:sk-mine@a:1"):
+        with pytest.raises(Stopped) as stopped:
+            endpoint(wrong)
+        assert stopped.value.code == Ending.REFUSED and "sk-mine" not in str(stopped.value)
 
 
 def test_the_first_key_is_sent(tmp_path: Path) -> None:
@@ -361,6 +471,20 @@ def test_the_help_names_every_command_and_option(tmp_path: Path) -> None:
         assert re.search(rf"(?m)^ +{option}\b.*\S", said)
     for code in ("0", "1", "2", "3", "4", "5", "130, 143"):
         assert re.search(rf"(?m)^  (.* {{3,}})?{code}  \S", said), code
+
+
+@pytest.mark.parametrize("listener", [">&-", "2>&-", "> /dev/full", "| :"])
+def test_that_nobody_listens_is_no_failure(listener: str, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", texts(3))
+    with service() as (_, url):
+        whole = [sys.executable, "-m", "app", "embed", str(source), "out.npy", "--url", url]
+        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "API_KEY": KEY}
+        script = f'set -o pipefail; "$@" {listener}'
+        done = subprocess.run(
+            ["bash", "-c", script, "bash", *whole], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected(3))
 
 
 @pytest.mark.parametrize(

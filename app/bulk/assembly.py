@@ -40,7 +40,8 @@ def assemble(journal: Journal, check: Callable[[], None]) -> None:
     WRITERS[output.suffix.lower()](journal.folder / output.name, parts, model["dimension"], labels(manifest), check)
     durable.write(beside(journal.folder / output.name, "meta.json"), orjson.dumps(summary, option=orjson.OPT_INDENT_2))
     files = [name for name in companions(output) if source_of(journal, name).exists()]
-    journal.finish({"summary": summary, "files": files})
+    asked = {key: manifest[key] for key in ("version", "input", "options")}
+    journal.finish({"summary": summary, "files": files, "asked": asked})
 
 
 def publish(journal: Journal) -> dict[str, Any]:

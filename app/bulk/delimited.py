@@ -28,7 +28,7 @@ class Delimited(LineFile):
             except (csv.Error, LineTooLong) as error:
                 raise refused(f"{path} has no readable header: {error or 'its first line is too long'}") from None
             self._first = Cursor(0, lines.at, lines.number)
-        if any(not name.isprintable() for name in self._header):
+        if any("\0" in name or readable(name) != name for name in self._header):
             raise refused(f"{path} has a header that is not UTF-8 text")
         self._columns = columns.found_in(self._header, str(path))
 

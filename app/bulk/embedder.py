@@ -34,6 +34,7 @@ _WORD_EVERY_S = 30.0
 _TRIES = 3
 _MOST_GIVEN_UP = 10
 _SMALLEST_BODY = 64 << 10
+_PROBE = b'"a"'
 
 _WAIT = frozenset({408, 429, 502, 503})
 _TOO_MUCH = frozenset({413, 504})
@@ -107,7 +108,7 @@ class Embedder:
     async def start(self) -> Model:
         """Ask for one vector: whether all that is asked for is accepted, and who answers. Raises Stopped."""
         self._last_good = asyncio.get_running_loop().time()
-        answer = await self._ask([b'"a"'])
+        answer = await self._ask([_PROBE])
         row = answer.rows[0] if answer.status == 200 else answer.problem
         if isinstance(row, Problem):
             raise refused(f"{self._transport.name} refuses what is asked for: {row.message}")
@@ -157,8 +158,9 @@ class Embedder:
 
     async def _alone(self, item: bytes, answer: Answer) -> Vector | Fault:
         """What comes of an item that was asked for by itself."""
-        problem = answer.problem
-        for attempt in range(1, _TRIES + 1):
+        loop, attempt, is_well = asyncio.get_running_loop(), 0, False
+        begun = loop.time()
+        while True:
             row = answer.rows[0] if answer.status == 200 else answer.problem
             if not isinstance(row, Problem):
                 self._given_up = 0
@@ -166,13 +168,25 @@ class Embedder:
             problem = row
             if problem.is_the_items if answer.status == 200 else answer.status in _ITEM_AT_FAULT:
                 return _fault(problem)
-            if attempt < _TRIES:
-                await asyncio.sleep(_backoff(attempt))
-                answer = await self._ask([item])
+            if is_well:
+                break
+            attempt += 1
+            if attempt >= _TRIES - 1:
+                # Is it the item, or the service? Where it answers others, the last try tells.
+                is_well = await self._answers_others()
+                if not is_well and loop.time() > begun + self._patience:
+                    raise Stopped(f"{self._transport.name} fails for whatever it is asked: {problem.message}", Ending.STOPPED)
+            await asyncio.sleep(_backoff(attempt))
+            answer = await self._ask([item])
         self._given_up += 1
         if self._given_up > _MOST_GIVEN_UP:
             raise Stopped(f"{self._transport.name} fails for whatever it is asked: {problem.message}", Ending.STOPPED)
         return _fault(problem)
+
+    async def _answers_others(self) -> bool:
+        """Whether the item that was accepted at the start still is."""
+        answer = await self._ask([_PROBE])
+        return answer.status == 200 and not isinstance(answer.rows[0], Problem)
 
     def _learn(self, answer: Answer, items: Sequence[bytes]) -> None:
         """What was too much is not asked for again. A 400 for some item tells nothing of how many there may be."""

@@ -90,7 +90,7 @@ class _Sorter:
     def add(self, line: bytes) -> None:
         self._run.append(line)
         if len(self._run) == _RUN:
-            file = self._files.enter_context(tempfile.TemporaryFile(dir=self._folder))  # noqa: SIM115 - it is
+            file = self._files.enter_context(tempfile.TemporaryFile(dir=self._folder, prefix="listing"))  # noqa: SIM115 - it is
             file.writelines(sorted(self._run))
             file.seek(0)
             self._runs.append(file)
@@ -115,11 +115,21 @@ def _walked(root: bytes, check: Callable[[], None]) -> Iterator[tuple[bytes, byt
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(name)
-                    elif entry.is_file():
+                    elif _is_file(entry):
                         found = entry.stat()
                         yield name, b"%d %d" % (found.st_size, found.st_mtime_ns)
         except OSError as error:
             raise refused(f"the folder {os.fsdecode(os.path.join(root, folder))} cannot be read: {error.strerror}") from None
+
+
+def _is_file(entry: os.DirEntry[bytes]) -> bool:
+    """A link that leads nowhere, or in a circle, is none."""
+    try:
+        return entry.is_file()
+    except OSError:
+        if entry.is_symlink():
+            return False
+        raise
 
 
 def _escaped(name: bytes) -> bytes:

@@ -49,6 +49,11 @@ class Columns:
         def found(chosen: str | None, default: str) -> str | None:
             return chosen or (default if default in names else None)
 
+        def unique(name: str | None) -> str | None:
+            if name is not None and names.count(name) > 1:
+                raise refused(f"{what} has more than one column {name!r}")
+            return name
+
         # Who chooses one of the two wants that one, and not what else is called text or image.
         text = found(self.text, "text") if self.text or not self.image else None
         image = found(self.image, "image") if self.image or not self.text else None
@@ -57,7 +62,8 @@ class Columns:
                 f"{what} has neither a column 'text' nor one 'image', but {', '.join(map(repr, names))}; choose with "
                 "--text-column or --image-column"
             )
-        return Columns(text, image, found(self.instruction, "instruction"), found(self.id, "id"))
+        chosen = Columns(text, image, found(self.instruction, "instruction"), found(self.id, "id"))
+        return Columns(*map(unique, (chosen.text, chosen.image, chosen.instruction, chosen.id)))
 
 
 class ImageFiles:
@@ -95,6 +101,9 @@ def item_of(value: Any, files: ImageFiles) -> bytes:
     """The JSON of what stands in a line: an item of the API, its keys alone. Raises BadRow."""
     if isinstance(value, dict):
         value = {key: held for key, held in value.items() if key in ITEM_KEYS}
+        if value.get("role") is not None:
+            # Messages of several rows in one request would be one conversation.
+            value = [value]
     return _dumped(_with_files(value, files.resolved, _DEPTH))
 
 
@@ -122,8 +131,10 @@ def id_of(value: Any) -> Id:
 def _image(cell: Any, files: ImageFiles) -> Any:
     """A cell of an image column: a file's bytes, a string, or `{"bytes", "path"}` as Hugging Face datasets have it."""
     if isinstance(cell, Mapping) and {"bytes", "path"} & cell.keys():
-        if cell.get("bytes") is not None:
-            return files.encoded(cell["bytes"])
+        if (data := cell.get("bytes")) is not None:
+            if not isinstance(data, bytes):
+                raise BadRow("image.bytes holds no bytes", "image")
+            return files.encoded(data)
         if not isinstance(cell.get("path"), str):
             raise BadRow("image has neither bytes nor a path", "image")
         return files.read(cell["path"])
@@ -160,5 +171,6 @@ def _place(image: Any, resolve: Callable[[str], str]) -> Any:
 def _dumped(item: Any) -> bytes:
     try:
         return orjson.dumps(item)
-    except (TypeError, ValueError):
-        raise BadRow("the row is not valid UTF-8 text") from None
+    except TypeError as error:
+        what = "not valid UTF-8 text" if "UTF-8" in str(error) else f"of no type that JSON has ({error})"
+        raise BadRow(f"the row is {what}") from None

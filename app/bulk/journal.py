@@ -29,10 +29,12 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from app.bulk import durable
-from app.bulk.ending import refused
+from app.bulk.ending import Stopped, refused
 from app.bulk.rows import Cursor, Fault, Id, Row
 
 _PART = re.compile(r"part-(\d+)-(\d+)\.arrow")
+_NAMES = frozenset({"lock", "manifest.json", "bad.jsonl", "complete.json", "finished.json"})
+_COLUMNS = ["id", "good", "embedding"]
 _INT64 = range(-(1 << 63), 1 << 63)
 
 Vector = npt.NDArray[np.float32]
@@ -67,6 +69,10 @@ class Journal:
         """Hold the folder. Where no run has begun it is gone afterwards. Raises Stopped where another process has it."""
         try:
             self.folder.mkdir(exist_ok=True)
+            if foreign := next((name for name in os.listdir(self.folder) if not self._is_own(name)), None):
+                raise refused(
+                    f"{self.folder} holds {foreign!r}, which is of no run of this command: move it, or choose another OUTPUT"
+                )
             lock = FileLock(self._lock)
             lock.acquire(timeout=0)
         except Timeout:
@@ -77,11 +83,19 @@ class Journal:
             yield
         finally:
             # Before the lock is given up: who comes next has a folder of its own.
-            if not self._removed and self.manifest() is None and self.finished() is None:
+            if not self._removed and not self.has_begun():
                 self.remove()
             lock.release()
 
     # What there is
+
+    def has_begun(self) -> bool:
+        return self.manifest_file.exists() or self._finished.exists()
+
+    def rows_kept(self) -> int:
+        """How many rows are committed, as the names of the parts tell."""
+        found = (_PART.fullmatch(name) for name in os.listdir(self.folder))
+        return max((int(match[2]) for match in found if match), default=0)
 
     def manifest(self) -> dict[str, Any] | None:
         return _read(self.manifest_file)
@@ -108,7 +122,10 @@ class Journal:
         """Take up where the last part ends: `cursor`, and `vectors` so far. Raises Stopped."""
         parts = self.parts()
         self.cursor, self.vectors = _end_of(parts[-1].path) if parts else (Cursor(), 0)
-        self._drop_bad_rows(self.cursor.row)
+        if (end := _read(self._complete)) is not None and end.get("rows") != self.cursor.row:
+            raise refused(f"{self.folder} lacks its last part; --restart begins anew")
+        if self._drop_bad_rows(self.cursor.row) != self.cursor.row - self.vectors:
+            raise refused(f"{self.bad_rows} lacks rows, or is damaged; --restart begins anew")
 
     # What is added
 
@@ -137,7 +154,7 @@ class Journal:
 
     def end(self) -> None:
         """There are no more rows."""
-        durable.write(self._complete, b"{}")
+        durable.write(self._complete, orjson.dumps({"rows": self.cursor.row}))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """The output is written."""
@@ -168,34 +185,66 @@ class Journal:
 
     def _unlink_but(self, kept: set[Path]) -> None:
         for name in os.listdir(self.folder):
-            if (path := self.folder / name) not in kept:
+            if (path := self.folder / name) not in kept and self._is_own(name):
                 path.unlink()
 
-    def _drop_bad_rows(self, past: int) -> None:
-        """Bad rows from `past` on were written by a commit that did not come to its end: they come again."""
+    def _is_own(self, name: str) -> bool:
+        """Whether a run puts a file of that name into the folder: nothing else is ever removed from it."""
+        name = name.removesuffix(".tmp")
+        return name in _NAMES or name.startswith((".", "listing", self.output.name)) or bool(_PART.fullmatch(name))
+
+    def _drop_bad_rows(self, past: int) -> int:
+        """Bad rows from `past` on were written by a commit that did not come to its end: they come again. So do lines that the
+        failing of the power has torn. How many are left."""
         if not self.bad_rows.exists():
-            return
-        keep = 0
+            return 0
+        keep = count = 0
         with self.bad_rows.open("r+b") as file:
             for line in file:
-                if not line.endswith(b"\n") or orjson.loads(line)["row"] >= past:
+                if not line.endswith(b"\n") or (row := _row_of(line)) is None or row >= past:
                     break
                 keep += len(line)
+                count += 1
             file.truncate(keep)
             os.fsync(file.fileno())
+        return count
 
 
 def open_part(path: Path) -> pa.ipc.RecordBatchFileReader:
     """A part's columns: `id`, `good`, `embedding`. Raises Stopped."""
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path)))
-    except (pa.ArrowException, OSError) as error:
-        raise refused(f"{path} is damaged ({str(error).partition(chr(10))[0]}); --restart begins anew") from None
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        names = reader.schema.names
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+    if names != _COLUMNS:
+        raise _damaged(path, "it has other columns")
+    return reader
+
+
+def read_part(part: Part) -> pa.Table:
+    """All of a part. Raises Stopped."""
+    reader = open_part(part.path)
+    try:
+        table = reader.read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(part.path, error) from None
+    if table.num_rows != part.past - part.first:
+        raise _damaged(part.path, f"it has {table.num_rows:,} rows")
+    return table
+
+
+def _damaged(path: Path, why: object) -> Stopped:
+    return refused(f"{path} is damaged ({str(why).partition(chr(10))[0]}); --restart begins anew")
 
 
 def _end_of(path: Path) -> tuple[Cursor, int]:
-    metadata = open_part(path).schema.metadata
-    return Cursor(**orjson.loads(metadata[b"cursor"])), int(metadata[b"vectors"])
+    metadata = open_part(path).schema.metadata or {}
+    try:
+        return Cursor(**orjson.loads(metadata[b"cursor"])), int(metadata[b"vectors"])
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(path, "it does not say where it ends") from None
 
 
 def _table(rows: Sequence[tuple[Row, Vector | Fault]], dimension: int) -> pa.Table:
@@ -229,7 +278,20 @@ def _bad_line(row: Row, fault: Fault) -> bytes:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = orjson.loads(path.read_bytes())
+        found = orjson.loads(path.read_bytes())
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise _damaged(path, error) from None
+    if not isinstance(found, dict):
+        raise _damaged(path, "it holds no object")
     return found
+
+
+def _row_of(line: bytes) -> int | None:
+    """The row of a line of bad rows; None of what is no such line."""
+    try:
+        row = orjson.loads(line)["row"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return row if isinstance(row, int) else None

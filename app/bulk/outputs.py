@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from app.bulk import durable
-from app.bulk.journal import Part, open_part
+from app.bulk.journal import Part, open_part, read_part
 
 # A row group of the output has so many rows or bytes, about; parts may be much smaller.
 _GROUP_ROWS = 65_536
@@ -82,7 +82,7 @@ def _tables(parts: Sequence[Part], check: Check) -> Iterator[pa.Table]:
     id_type = _id_type(parts)
     for part in parts:
         check()
-        table = open_part(part.path).read_all()
+        table = read_part(part)
         table = table.set_column(0, "id", table["id"].cast(id_type))
         yield table.append_column("row", pa.array(range(part.first, part.past), pa.int64()))
 

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import orjson
+from yarl import URL
 
 from app.bulk.embedder import Answer, Away, Problem, Vector
 from app.bulk.ending import refused
@@ -44,7 +45,7 @@ class OverHttp:
             rows = _rows(told["data"])
         except (KeyError, TypeError, ValueError):
             raise refused(f"{self.name} does not answer as an embeddings API does") from None
-        return Answer(200, rows, fingerprint=reply.headers.get("X-Model-Fingerprint") or None, model=told.get("model"))
+        return Answer(200, rows, fingerprint=reply.headers.get("X-Model-Fingerprint") or None, model=_name(told.get("model")))
 
 
 @asynccontextmanager
@@ -65,28 +66,47 @@ def endpoint(url: str) -> str:
     """Where embeddings are, of a service at `url`, which may end in /v1. Raises Stopped."""
     if not url.lower().startswith(("http://", "https://")):
         raise refused("--url must begin with http:// or https://")
+    try:
+        parsed = URL(url)
+    except ValueError:
+        raise refused("--url is no address of a service") from None
+    if not parsed.host:
+        raise refused("--url names no host")
+    if parsed.user is not None or parsed.password is not None:
+        raise refused("--url must hold no user name and no password; the key is the first of API_KEY, a setting")
+    if parsed.query_string or parsed.fragment:
+        raise refused("--url must end with the path")
     base = url.rstrip("/").removesuffix("/embeddings").removesuffix("/v1")
     return f"{base}/v1/embeddings"
 
 
+def _name(told: Any) -> str | None:
+    return told if isinstance(told, str) else None
+
+
 def _rows(data: Sequence[dict[str, Any]]) -> list[Vector | Problem]:
     rows = sorted(data, key=lambda row: row["index"])
+    if any(row["index"] != place for place, row in enumerate(rows)):
+        raise ValueError("whose vectors they are cannot be told")
     return [_problem(row["error"]) if row.get("embedding") is None else _vector(row["embedding"]) for row in rows]
 
 
-def _vector(embedding: str | list[float]) -> Vector:
+def _vector(embedding: str | list[float]) -> Vector | Problem:
     if isinstance(embedding, str):
-        return np.frombuffer(base64.b64decode(embedding), "<f4")
-    return np.asarray(embedding, dtype=np.float32)
+        vector = np.frombuffer(base64.b64decode(embedding), "<f4")
+    else:
+        vector = np.asarray(embedding, dtype=np.float32)
+    if vector.ndim != 1 or not vector.size:
+        raise ValueError("it is no vector")
+    return vector if np.isfinite(vector).all() else Problem("the vector has components that are not finite")
 
 
 def _problem(error: Any, reply: aiohttp.ClientResponse | None = None) -> Problem:
     """The error object of a reply or a row; of a server that has another form, its status alone."""
     told = error if isinstance(error, dict) else {}
     message = str(told.get("message") or (reply.reason if reply else None) or "no reason is given")
-    return Problem(
-        message, told.get("type"), told.get("param"), _retry_after(reply.headers.get("Retry-After")) if reply else None
-    )
+    kind, param = (value if isinstance(value := told.get(key), str) else None for key in ("type", "param"))
+    return Problem(message, kind, param, _retry_after(reply.headers.get("Retry-After")) if reply else None)
 
 
 def _retry_after(text: str | None) -> float | None:

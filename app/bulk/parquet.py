@@ -4,6 +4,7 @@ large they are."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,13 @@ class Parquet(LineFile):
 
     def rows(self, cursor: Cursor) -> Iterator[Row]:
         first = 0
-        with self._opened() as file:
+        try:
+            opened = self._opened()
+        except (pa.ArrowException, OSError) as error:
+            raise refused(f"{self.path} is not readable any more: {_reason(error)}") from None
+        with opened as file:
+            if self.has_changed():
+                raise refused(f"{self.path} has changed since it was opened")
             for group in range(self._metadata.num_row_groups):
                 past = first + self._metadata.row_group(group).num_rows
                 if cursor.at < past:
@@ -70,6 +77,9 @@ class Parquet(LineFile):
             item, fault = None, None
             try:
                 record = {name: _checked(values[index], name) for name, values in columns.items()}
+                for name in (self._columns.text, self._columns.instruction):
+                    if name is not None:
+                        record[name] = _text(record[name], name)
                 if self._columns.id is not None:
                     identity = _id(record[self._columns.id])
                 item = item_of_record(record, self._columns, self._files)
@@ -80,7 +90,7 @@ class Parquet(LineFile):
     def _batch_rows(self, group: int) -> int:
         metadata = self._metadata.row_group(group)
         columns = map(metadata.column, range(metadata.num_columns))
-        wanted = [column for column in columns if column.path_in_schema.partition(".")[0] in self._names]
+        wanted = [column for column in columns if any(_is_within(column.path_in_schema, name) for name in self._names)]
         average = sum(column.total_uncompressed_size for column in wanted) / max(1, metadata.num_rows)
         return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, average))))
 
@@ -93,26 +103,48 @@ def _row(number: int, identity: Id, item: bytes | None, fault: Fault | None) -> 
     return Row(number, identity, item, fault, Cursor(number + 1, number + 1))
 
 
+@dataclass(frozen=True)
+class _Unreadable:
+    """In the place of a value that Python has not: no UTF-8, a date after the year 9999, nanoseconds."""
+
+    error: Exception
+
+
 def _values(column: pa.Array) -> list[Any]:
     """A column's values; a text that is no UTF-8 is an error in its own place."""
     try:
         values: list[Any] = column.to_pylist()
         return values
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError, pa.ArrowException):
         return [_value(column[index]) for index in range(len(column))]
 
 
 def _value(scalar: pa.Scalar) -> Any:
     try:
         return scalar.as_py()
-    except UnicodeDecodeError as error:
-        return error
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        return _Unreadable(error)
 
 
 def _checked(value: Any, name: str) -> Any:
-    if isinstance(value, UnicodeDecodeError):
-        raise BadRow("the row is not valid UTF-8 text", name)
+    if isinstance(value, _Unreadable):
+        text = isinstance(value.error, UnicodeDecodeError)
+        raise BadRow("the row is not valid UTF-8 text" if text else f"{name} cannot be read: {_reason(value.error)}", name)
     return value
+
+
+def _text(value: Any, name: str) -> Any:
+    """Some writers of Parquet do not say of a text that it is one."""
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise BadRow("the row is not valid UTF-8 text", name) from None
+
+
+def _is_within(path: str, name: str) -> bool:
+    return path == name or path.startswith(f"{name}.")
 
 
 def _id(value: Any) -> Id:

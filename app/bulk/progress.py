@@ -26,7 +26,7 @@ class Progress:
         self._begin = self._done = begin
         self._rows = 0
         self._started = self._told = time.monotonic()
-        self._lines = not quiet and not sys.stderr.isatty()
+        self._lines = not quiet and not (sys.stderr is not None and sys.stderr.isatty())
         self._bar = tqdm(
             total=total,
             initial=begin,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -13,7 +14,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-from app.bulk.assembly import assemble, beside, publish
+from app.bulk.assembly import assemble, beside, companions, publish
 from app.bulk.embedder import Embedder, Transport
 from app.bulk.ending import Ending, Stopped, refused
 from app.bulk.in_process import in_process
@@ -33,6 +34,7 @@ from app.settings import Settings
 log = logging.getLogger(__name__)
 
 VERSION = 1
+_LONGEST_COMPANION = len(".ids.jsonl.tmp")
 
 
 def embed(settings: Settings, options: Options) -> int:
@@ -70,9 +72,14 @@ class Run:
         started = time.monotonic()
         with journal.locked():
             try:
-                if options.restart or journal.finished() is None:
+                finished = None if options.restart else journal.finished()
+                if finished is None:
                     await self._rows(interruption)
                     await asyncio.to_thread(assemble, journal, interruption.check)
+                else:
+                    # What is left to move must be what is asked for now.
+                    source = await asyncio.to_thread(self._opened, interruption)
+                    compare(finished["asked"], self._asked(source), journal)
                 summary = await asyncio.to_thread(publish, journal)
             except Stopped as stopped:
                 hint = "" if stopped.code == Ending.REFUSED else self._hint()
@@ -90,7 +97,7 @@ class Run:
         if known is None and options.output.exists() and not options.overwrite:
             raise refused(f"{options.output} exists; --overwrite replaces it")
         source = await asyncio.to_thread(self._opened, interruption)
-        asked = {"version": VERSION, "input": dict(source.identity), "options": options.decisive()}
+        asked = self._asked(source)
         if known is not None:
             compare(known, asked, journal)
             if journal.complete():
@@ -109,6 +116,10 @@ class Run:
             await stream.whole()
             self._rate = stream.rate
         journal.end()
+
+    def _asked(self, source: Source) -> dict[str, Any]:
+        """What a run may go on under, and no other."""
+        return {"version": VERSION, "input": dict(source.identity), "options": self._options.decisive()}
 
     def _opened(self, interruption: Interruption) -> Source:
         options, settings = self._options, self._settings
@@ -147,9 +158,9 @@ class Run:
 
     def _hint(self) -> str:
         """How to go on, where there is something to go on with."""
-        if self._journal.manifest() is None:
+        if not self._journal.has_begun():
             return ""
-        return f"\n{self._journal.cursor.row:,} rows are done and kept in {self._journal.folder}: the same command goes on there"
+        return f"\n{self._journal.rows_kept():,} rows are done and kept in {self._journal.folder}: the same command goes on there"
 
 
 def check(options: Options) -> None:
@@ -160,10 +171,14 @@ def check(options: Options) -> None:
         raise refused(f"{output} ends in none of {', '.join(WRITERS)}")
     if not output.absolute().parent.is_dir():
         raise refused(f"the folder {output.absolute().parent} is not there")
-    if output.is_dir():
-        raise refused(f"{output} is a folder")
-    if output.exists() and output.samefile(options.input):
-        raise refused("INPUT and OUTPUT are one file")
+    if len(os.fsencode(output.name)) + _LONGEST_COMPANION > os.pathconf(output.absolute().parent, "PC_NAME_MAX"):
+        raise refused(f"the name of {output} is too long: what lies beside it has longer ones")
+    for name in companions(output):
+        if (path := output.with_name(name)).is_dir():
+            raise refused(f"{path} is a folder")
+        if path.exists() and path.samefile(options.input):
+            what = "OUTPUT" if path == output else f"{path}, which goes with OUTPUT,"
+            raise refused(f"INPUT and {what} are one file")
     if options.url is not None:
         endpoint(options.url)
 
@@ -201,5 +216,18 @@ def report(options: Options, summary: Mapping[str, Any], rate: float, seconds: f
         said += f"; {bad:,} bad rows, with their reasons in {beside(options.output, 'bad.jsonl')}"
     if rate:
         said += f"; {rate:,.0f} rows/s, {timedelta(seconds=round(seconds))} in all"
-    print(said, flush=True)
+    say(said)
     return Ending.BAD_ROWS if bad else Ending.COMPLETE
+
+
+def say(text: str) -> None:
+    """A line on stdout. All is done by then: that nobody listens is no failure."""
+    if sys.stdout is None:
+        return
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        log.warning("stdout cannot be written (%s): %s", error.strerror, text)
+        # What is left in its buffer would fail once more at the process's end, with an exit code of its own.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
