@@ -66,6 +66,7 @@ class TextEmbedding:
             torch.cuda.set_device(self._device.index or 0)
         refuse_own_code(path)
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        _check_sight(path, config)
         stock = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         self._folder = Folder.read(path, config)
         if stock.chat_template and self._folder.is_plain and config.model_type != "qwen3":
@@ -191,6 +192,13 @@ def refuse_own_code(path: Path) -> None:
         raise ModelLoadError(
             f"{path}: config.json asks for code of the checkpoint's own (auto_map: {', '.join(sorted(own))}), which is never run"
         )
+
+
+def _check_sight(path: Path, config: Any) -> None:
+    """Raises ModelLoadError for an encoder whose config.json has `is_causal`: transformers' modules follow it in a batch without
+    padding, and not in one that has some."""
+    if config.model_type != "qwen3" and getattr(config, "is_causal", False):
+        raise ModelLoadError(f"{path}: what a token sees would depend on the other inputs of its batch (is_causal)")
 
 
 def _check_prompt(path: Path, prompt: str, specials: Collection[str]) -> None:
