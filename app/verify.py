@@ -11,7 +11,7 @@ from enum import IntEnum
 
 from app.main import load_configured_model
 from app.settings import Settings
-from models.base import DeviceUnavailable, EmbeddingInput, ModelInfo, ModelLoadError
+from models.base import DeviceUnavailable, EmbeddingInput, InvalidInput, ModelInfo, ModelLoadError
 
 INSTRUCTION = "Retrieve images or text relevant to the user's query."
 QUERY = "A woman playing with her dog on a beach at sunset."
@@ -43,8 +43,11 @@ def verify(settings: Settings) -> Verdict:
         print(error, file=sys.stderr)
         return Verdict.SETTINGS_WRONG if isinstance(error, DeviceUnavailable) else Verdict.FAIL
     inputs = [EmbeddingInput((QUERY,), INSTRUCTION), EmbeddingInput((DOCUMENT,))]
-    query, document = model.embed([model.prepare(item) for item in inputs])
-    verdict, message = judge(float(query @ document), model.info)
+    try:
+        query, document = model.embed([model.prepare(item) for item in inputs])
+        verdict, message = judge(float(query @ document), model.info)
+    except InvalidInput as error:
+        verdict, message = Verdict.CANNOT_JUDGE, f"cannot judge: {error}"
     print(f"{settings.model_path} on {model.info.device} in {model.info.dtype}: {message}")
     return verdict
 

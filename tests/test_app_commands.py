@@ -18,6 +18,7 @@ from app.verify import PUBLISHED_COSINE, Verdict, judge
 from models.base import ModelInfo
 from models.demo import write_demo_checkpoint
 from tests.conformance.report import CHECKPOINT
+from tests.text_checkpoints import write_checkpoint
 
 ROOT = Path(__file__).parent.parent
 THE_2B = ModelInfo("qwen3_vl", 2048, 262_144, "cpu", "bfloat16", "f00d", True)
@@ -81,6 +82,14 @@ def test_verify_cannot_judge_another_checkpoint_and_needs_no_key(tmp_path: Path)
     done = run("verify", folder=tmp_path, MODEL_PATH=str(CHECKPOINT), DEVICE="cpu")
     assert (done.returncode, done.stdout.count("\n")) == (4, 1)
     assert "cannot judge" in done.stdout
+
+
+def test_verify_of_a_model_of_short_texts(tmp_path: Path) -> None:
+    """The two sentences are longer than it reads."""
+    folder = write_checkpoint(tmp_path / "model", transformer={"max_seq_length": 20})
+    done = run("verify", folder=tmp_path, MODEL_PATH=str(folder), DEVICE="cpu")
+    assert (done.returncode, done.stdout.count("\n"), done.stderr.count("Traceback")) == (4, 1, 0)
+    assert "cannot judge: the input has" in done.stdout
 
 
 def test_verify_without_a_checkpoint(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from models import rates
-from models.base import EmbeddingInput, EmbeddingModel
+from models.base import EmbeddingInput, EmbeddingModel, ModelLoadError
 from models.packed.forward import DecoderForward
 from models.registry import ADAPTERS
 from models.text_encoder import forward
@@ -355,6 +355,20 @@ def test_a_decoder_that_sees_otherwise_is_run_by_its_own_modules(tmp_path: Path,
     other = embed(load(folder), TEXTS)
     same(other, oracle(folder, TEXTS))
     assert cosines(causal, other).min() < 0.99
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_an_encoder_that_sees_only_what_is_before(tmp_path: Path, kind: str) -> None:
+    """The library's vector of a text alone is another than that of the same text in company: neither is given."""
+    folder = write_checkpoint(tmp_path / "model", kind)
+    written = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**written, "is_causal": True})
+    theirs = library(folder).encode(TEXTS[4:7], normalize_embeddings=True)
+    assert cosines(theirs, oracle(folder, TEXTS[4:7])).min() < 0.99
+    with pytest.raises(ModelLoadError, match=r"would depend on the other inputs of its batch \(is_causal\)"):
+        load(folder)
+    write_json(folder / "config.json", {**written, "is_causal": False})
+    same(embed(load(folder), TEXTS), oracle(folder, TEXTS))
 
 
 def yarn(factor: float) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from models.text_encoder.padded import ROW_SEQUENCES, PaddedStates
 from models.text_encoder.pooling import Pooling
 from models.text_encoder.post_norm import NAMES, PostNormEncoder, position_offset
 from models.text_encoder.prompt import Fitted, InstructionForm, Prompt, TextTokenizer, instruct, verbatim
-from models.text_encoder.refusals import check_tokenizer, refuse_own_code
+from models.text_encoder.refusals import check_sight, check_tokenizer, refuse_own_code
 
 # A layer that reads the first token's state, which no pooling of ours does: many checkpoints do not have it.
 _UNUSED = "pooler."
@@ -62,6 +62,7 @@ class TextEmbedding:
             torch.cuda.set_device(self._device.index or 0)
         refuse_own_code(path)
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        check_sight(path, config)
         stock = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         self._folder = Folder.read(path, config)
         self._instruction_form = _instruction_form(self._folder, config.model_type)

@@ -22,6 +22,13 @@ def refuse_own_code(path: Path) -> None:
         )
 
 
+def check_sight(path: Path, config: Any) -> None:
+    """Raises ModelLoadError for an encoder whose config.json has `is_causal`: transformers' modules follow it in a batch without
+    padding, and not in one that has some."""
+    if config.model_type != "qwen3" and getattr(config, "is_causal", False):
+        raise ModelLoadError(f"{path}: what a token sees would depend on the other inputs of its batch (is_causal)")
+
+
 def check_tokenizer(path: Path, model_type: str, folder: Folder, stock: Any, specials: Collection[str]) -> None:
     """`stock` is the checkpoint's tokenizer, as transformers loads it. Raises ModelLoadError for what gives other vectors."""
     if stock.chat_template and folder.is_plain and model_type != "qwen3":
