@@ -34,7 +34,9 @@ from tests.load.peer_report import peer_table
 def printed() -> list[str]:
     """What a short run prints, as a person starts it."""
     command = [sys.executable, "-m", "app", "bench", "--peer", "library", "--device", "cpu", "--loads", "1x1,8x1"]
-    run = subprocess.run([*command, "--rounds", "2", "--seconds", "0.2"], cwd=ROOT, capture_output=True, text=True, timeout=110)
+    run = subprocess.run(
+        [*command, "--texts", "64", "--rounds", "2", "--seconds", "0.2"], cwd=ROOT, capture_output=True, text=True, timeout=110
+    )
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()
 
@@ -47,6 +49,7 @@ def result(printed: list[str]) -> dict[str, Any]:
 
 def test_every_load_has_its_rows_and_every_round_its_ratio(result: dict[str, Any]) -> None:
     assert list(result["loads"]) == ["1x1", "8x1"]
+    assert result["texts"]["count"] == 64
     assert (result["rounds"], result["dtype"], result["library"]["threads"]) == (2, "float32", 1)
     for load_row in result["loads"].values():
         assert list(load_row["rows"]) == ["library", "ours"]
@@ -101,6 +104,14 @@ def test_loads_that_are_not_known_are_refused(capsys: pytest.CaptureFixture[str]
     assert "3x3: loads are 1x1, 8x1" in capsys.readouterr().err
 
 
+def test_fewer_texts_than_callers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--device", "cpu", "--peer", "library", "--loads", "8x1"]
+    assert bench.parse_arguments([*asked, "--texts", "8"]).texts == 8
+    with pytest.raises(SystemExit):
+        bench.parse_arguments([*asked, "--texts", "7"])
+    assert "8 are under way at once" in capsys.readouterr().err
+
+
 def test_a_server_that_refuses_is_a_failure() -> None:
     with process() as running:
         running.until_status("ok")
@@ -115,6 +126,8 @@ def test_defaults_are_those_of_what_is_measured() -> None:
     alone, beside = (bench.parse_arguments(["--device", "cpu", *more]) for more in ([], ["--peer", "library"]))
     assert (alone.seconds, alone.rounds, alone.budget_s) == (10, 3, 840)
     assert (beside.seconds, beside.rounds, beside.budget_s) == (peer.SECONDS, peer.ROUNDS, peer.BUDGET_S)
+    # Of no load more than half of the texts are under way at once, and goals are of ratios on all of them.
+    assert beside.texts == 2 * max(each.total for each in LOADS)
     assert beside.loads == LOADS and beside.checkpoint is None
     assert bench.parse_arguments(["--device", "cpu", "--peer", "library", "--loads", "8x32"]).loads == [Load(8, 32)]
 
@@ -192,7 +205,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def comparison(asked: list[str], seconds: float = 0.0) -> Comparison:
     servers: Any = {name: Told(name, asked) for name in ("ours", "other")}
     library: Any = Told("library", asked, seconds)
-    return Comparison(library, servers, [Load(1, 1), Load(8, 1)])
+    return Comparison(library, servers, [Load(1, 1), Load(8, 1)], 64)
 
 
 def test_each_round_another_is_first(asked: list[str]) -> None:

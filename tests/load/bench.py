@@ -93,6 +93,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--peer-python", type=Path, default=PYTHON, help="of infinity-emb's environment (default: .venv-infinity's)"
     )
     parser.add_argument("--loads", type=load_list, default=LOADS, help="with a peer: callers x inputs (default: 1x1 to 8x32)")
+    parser.add_argument(
+        "--texts",
+        type=int,
+        default=peer.TEXTS,
+        help="with a peer: fewer are for a look, and slow the library (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     for name, value in (("seconds", SECONDS), ("rounds", ROUNDS)):
         if getattr(options, name) is None:
@@ -102,6 +108,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
         options.device = resolve_device("auto")
     if options.peer:
+        if options.texts < (most := max(load.total for load in options.loads)):
+            parser.error(f"--texts {options.texts} are too few: {most} are under way at once")
         options.budget_s = options.budget_s or peer.BUDGET_S
         return options
     kind = options.device.partition(":")[0]

@@ -34,7 +34,7 @@ from tests.load.callers import Connection, LoadFailed, Server, Tally
 from tests.load.children import ChildFailed, Cores, on_cores
 from tests.load.goals import peer_goals
 from tests.load.library import Library, library
-from tests.load.measure import RAMP, Load, figures, loaded
+from tests.load.measure import LOADS, RAMP, Load, figures, loaded
 from tests.load.service import Service, service
 
 PEERS = ("infinity", "library")
@@ -44,9 +44,9 @@ DTYPE = "float32"
 ROUNDS = 5
 SECONDS = 4.0
 BUDGET_S = 840.0
-# Texts by the most that are ever under way, so that none is under way twice; few of them do not fill the library's batches.
-TEXTS_EACH = 2
-FEWEST_TEXTS = 64
+# Twice the most that are ever under way, so that none is under way twice. The same whatever is asked for: of fewer the library's
+# batches hold lengths that lie further apart, so that it is slower.
+TEXTS = 2 * max(load.total for load in LOADS)
 COMPARED = 64
 
 # A server that can be asked whether it is idle.
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace, started: float) -> dict[str, Any]:
             for variant in infinity.VARIANTS if options.peer == "infinity" else ():
                 start = infinity.infinity(options.peer_python, variant, path, options.device, DTYPE)
                 servers[variant] = stack.enter_context(ready(start))
-        comparison = Comparison(base, servers, options.loads)
+        comparison = Comparison(base, servers, options.loads, options.texts)
         cosines = comparison.cosines()
         rounds = list(comparison.rounds(options.rounds, options.seconds, started + options.budget_s))
     result = {
@@ -108,8 +108,7 @@ def ready(start: Any) -> Iterator[Any]:
 class Comparison:
     """The library's process and the servers, each idle but in its turn."""
 
-    def __init__(self, base: Library, servers: Mapping[str, Contender], loads: Sequence[Load]) -> None:
-        count = max(FEWEST_TEXTS, TEXTS_EACH * max(load.total for load in loads))
+    def __init__(self, base: Library, servers: Mapping[str, Contender], loads: Sequence[Load], count: int) -> None:
         self._library = base
         self._servers = servers
         self._texts = workloads.passages(count)
