@@ -14,6 +14,7 @@ from PIL import Image
 
 from models.base import EmbeddingInput, PreparedInput
 from models.packed import graphs, staging
+from models.packed.forward import DecoderForward
 from models.packed.varlen import VarlenKernel
 from models.qwen3_vl import packed
 from models.registry import load_model
@@ -51,6 +52,11 @@ def load_as_on_cuda(path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(family, "choose_kernel", lambda *_: VarlenKernel())
         monkeypatch.setattr(family, "Staging", lambda device: staging.Staging(device, pinned=True))
     return load_model(path, device="cpu", dtype=dtype, max_image_width=512, max_image_height=512, allow_pickle=False)
+
+
+def forward_of(model: Any) -> DecoderForward:
+    assert isinstance(model._forward, DecoderForward)
+    return model._forward
 
 
 def prepare(model: Any, *items: tuple[Any, ...]) -> list[PreparedInput]:

@@ -11,8 +11,7 @@ from PIL import Image
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from models.packed import compiled, decoder
-from models.packed.forward import DecoderForward
-from tests.as_on_cuda import few_graphs, load_as_on_cuda, prepare, samples  # noqa: F401 - a fixture
+from tests.as_on_cuda import few_graphs, forward_of, load_as_on_cuda, prepare, samples  # noqa: F401 - a fixture
 from tests.conformance.report import CHECKPOINT
 from tests.oracle import Rows
 
@@ -22,11 +21,6 @@ pytestmark = pytest.mark.usefixtures("few_graphs")
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
     return load_as_on_cuda(CHECKPOINT, "float32", monkeypatch)
-
-
-def forward_of(model: Any) -> DecoderForward:
-    assert isinstance(model._forward, DecoderForward)
-    return model._forward
 
 
 def embed_all(model: Any) -> list[Rows]:

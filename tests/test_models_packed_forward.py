@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models.packed.forward import DecoderForward
-from tests.as_on_cuda import Replayer, few_graphs, load_as_on_cuda, prepare, samples  # noqa: F401 - a fixture
+from tests.as_on_cuda import Replayer, few_graphs, forward_of, load_as_on_cuda, prepare, samples  # noqa: F401 - a fixture
 from tests.conformance.report import CHECKPOINT
 from tests.oracle import cosines
 
@@ -20,11 +20,6 @@ pytestmark = pytest.mark.usefixtures("few_graphs")
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
     return load_as_on_cuda(CHECKPOINT, "float32", monkeypatch)
-
-
-def forward_of(model: Any) -> DecoderForward:
-    assert isinstance(model._forward, DecoderForward)
-    return model._forward
 
 
 class NoMemory:

@@ -17,7 +17,7 @@ from models.packed import graphs
 from models.packed.forward import DecoderForward
 from models.packed.graphs import TokenGraph, TokenGraphs
 from models.packed.layout import PackedRow
-from tests.as_on_cuda import Replayer, few_graphs, load_as_on_cuda  # noqa: F401 - a fixture
+from tests.as_on_cuda import Replayer, few_graphs, forward_of, load_as_on_cuda  # noqa: F401 - a fixture
 from tests.conformance.report import CHECKPOINT
 
 pytestmark = pytest.mark.usefixtures("few_graphs")
@@ -33,11 +33,6 @@ class Stale:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
     return load_as_on_cuda(CHECKPOINT, "float32", monkeypatch)
-
-
-def forward_of(model: Any) -> DecoderForward:
-    assert isinstance(model._forward, DecoderForward)
-    return model._forward
 
 
 def capture(forward: DecoderForward, recorder: graphs.Recorder) -> TokenGraphs:
