@@ -53,12 +53,14 @@ def traffic(server: Process) -> None:
     assert embed({"input": "a"}, Authorization="Bearer wrong")[0] == 401
 
     def too_late() -> bool:
-        """Whether a request whose deadline is near found the device busy, as it most likely does."""
-        busy = threading.Thread(target=embed, args=({"input": "keeps the device busy"},))
-        busy.start()
-        until(lambda: server.request("/health")[2]["queue_depth"] > 0 or not busy.is_alive(), "the device is busy")
+        """Whether a request whose deadline is near had to wait: one runs, and one is in the queue, as there most likely is."""
+        others = [threading.Thread(target=embed, args=({"input": f"keeps the device busy {number}"},)) for number in range(3)]
+        for other in others:
+            other.start()
+        until(lambda: server.request("/health")[2]["queue_depth"] > 0 or not others[0].is_alive(), "the device is busy")
         status = embed({"input": "too late"}, **{"X-Request-Timeout": "0.01"})[0]
-        busy.join()
+        for other in others:
+            other.join()
         return status == 504
 
     until(too_late, "a deadline passes in the queue")
