@@ -112,7 +112,7 @@ def openapi_document(
         },
         "servers": [{"url": "/"}],
         "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
-        "paths": protected | _public_paths() | (_playground_path() if playground else {}),
+        "paths": protected | _operation_paths() | _page_paths() | (_playground_path() if playground else {}),
         "components": components,
     }
 
@@ -175,9 +175,8 @@ def _protected_paths(model_name: str) -> Node:
     }
 
 
-def _public_paths() -> Node:
+def _operation_paths() -> Node:
     probe: Node = {"type": "object"}
-    document: Node = {"type": "object", "required": ["openapi", "info", "paths"]}
     return {
         "/health": {
             "get": _operation(
@@ -218,6 +217,12 @@ def _public_paths() -> Node:
                 {"200": _reply("Metrics in Prometheus' text format.", {"type": "string"}, media_type="text/plain")},
             )
         },
+    }
+
+
+def _page_paths() -> Node:
+    document: Node = {"type": "object", "required": ["openapi", "info", "paths"]}
+    return {
         "/openapi.json": {
             "get": _operation(
                 "Pages",

@@ -69,7 +69,7 @@ class Answer:
 
 
 class Away(Exception):
-    """Nobody answers, for now. The message says how that shows."""
+    """Nobody answers, which may pass: it is asked again. The message says how that shows."""
 
 
 class Transport(Protocol):

@@ -77,7 +77,7 @@ class Run:
                     await self._rows(interruption)
                     await asyncio.to_thread(assemble, journal, interruption.check)
                 else:
-                    # What is left to move must be what is asked for now.
+                    # What is left to move must be what this command asks for.
                     source = await asyncio.to_thread(self._opened, interruption)
                     compare(finished["asked"], self._asked(source), journal)
                 summary = await asyncio.to_thread(publish, journal)
