@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -251,6 +252,31 @@ def test_a_child_ends_with_what_went_wrong_beside_it() -> None:
     ):
         raise KeyboardInterrupt
     assert popen.returncode is not None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_moment_of_a_start_leaves_no_child(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes when the child is there, and its id not yet with anyone who would end it."""
+    started: list[subprocess.Popen[str]] = []
+
+    class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            signal.raise_signal(number)
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    before = signal.signal(number, interrupt)
+    try:
+        with pytest.raises(InterruptedError), child("http.server", "0", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+            pytest.fail("the signal was lost")
+        assert signal.getsignal(number) is interrupt
+    finally:
+        signal.signal(number, before)
+    assert started[0].returncode is not None
 
 
 def test_no_other_host_is_loaded() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,12 +52,32 @@ def on_cores(cores: Iterable[int] | None) -> Iterator[None]:
 @contextmanager
 def child(module: str, *arguments: str, python: str = sys.executable, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """`python -m MODULE` while the context lasts; `options` are Popen's."""
-    # In a session of its own: an interrupt from the terminal is ours to hear, and the child's end ours to bring about.
-    popen = subprocess.Popen([python, "-m", module, *arguments], text=True, start_new_session=True, **options)
+    popen = None
     try:
+        with _signals_wait():
+            # In a session of its own: an interrupt from the terminal is ours to hear, and the child's end ours to bring about.
+            popen = subprocess.Popen([python, "-m", module, *arguments], text=True, start_new_session=True, **options)
         yield popen
     finally:
-        end(popen)
+        if popen:
+            end(popen)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """SIGINT and SIGTERM come when the context ends: raised within Popen, they would leave a child that nobody knows of."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in heard:
+            signal.raise_signal(number)
 
 
 def end(popen: subprocess.Popen[str], grace: float = TERMINATE_S) -> None:
