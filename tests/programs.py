@@ -29,6 +29,14 @@ def run(*command: str, timeout: float = 60, **options: object) -> str:
     return done.stdout + done.stderr
 
 
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """One that only itself vouches for, of a name such as DNS:host or IP:127.0.0.1, and its key: files of `folder`."""
+    written, key = folder / "cert.pem", folder / "key.pem"
+    words = f"req -x509 -nodes -newkey rsa:2048 -days 1 -subj /CN=test -addext subjectAltName={name}"
+    run(program("openssl"), *words.split(), "-keyout", str(key), "-out", str(written))
+    return written, key
+
+
 @contextmanager
 def running(*command: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The program while the context lasts; what it prints goes to `log`."""

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from tests.conformance.report import CHECKPOINT, load
 from tests.conftest import Serve, make_settings
 from tests.fakes import FakeModel
 from tests.hosts import ROOT, Process, base64_of, picture, process
+from tests.programs import certificate
 
 KEY = "sk-test"
 
@@ -330,7 +332,7 @@ Respond = Callable[[list[Any], int], web.Response]
 
 
 @asynccontextmanager
-async def odd_service(respond: Respond) -> AsyncIterator[str]:
+async def odd_service(respond: Respond, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """A service that answers `respond(inputs, number of the request)` once the first request, for one vector, is answered well.
     Yields its URL."""
     count = 0
@@ -345,9 +347,9 @@ async def odd_service(respond: Respond) -> AsyncIterator[str]:
     app.router.add_post("/v1/embeddings", answer)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
     try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
 
@@ -432,6 +434,22 @@ async def test_a_service_that_fails_for_everything_loses_no_row(tmp_path: Path, 
             await Run(make_settings(), options).whole()
     assert stopped.value.code == Ending.STOPPED
     assert Journal(output).rows_kept() == 0
+
+
+async def test_a_certificate_that_is_not_trusted_is_said_at_once(tmp_path: Path) -> None:
+    """It does not come to be so by waiting; one that the environment vouches for is taken."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority, key = certificate(tmp_path, "IP:127.0.0.1")
+    tls.load_cert_chain(authority, key)
+    source, output = write_lines(tmp_path / "in.jsonl", texts(5)), tmp_path / "out.npy"
+    async with odd_service(lambda inputs, _: web.json_response({"data": rows_of(inputs)}), tls) as url:
+        with pytest.raises(Stopped, match=r"certificate .* not trusted.*SSL_CERT_FILE") as stopped:
+            await Run(make_settings(), Options(source, output, url=url, quiet=True)).whole()
+        assert stopped.value.code == Ending.REFUSED
+        begun = command(source, output, "--url", url, folder=tmp_path, SSL_CERT_FILE=str(authority))
+        code, _, said = await asyncio.to_thread(ended, begun)
+    assert code == 0, said
+    assert np.allclose(np.load(output), expected(5))
 
 
 def test_where_embeddings_are() -> None:

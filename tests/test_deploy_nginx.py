@@ -20,7 +20,7 @@ from app.server import KEEPALIVE_S
 from app.settings import DEFAULTS
 from scheduler.scheduler import MIN_STALL_SECONDS
 from tests.hosts import ROOT, Process, post, process
-from tests.programs import edited, free_port, listens, program, run, running, until
+from tests.programs import certificate, edited, free_port, listens, program, run, running, until
 
 SITE = (ROOT / "deploy" / "nginx-site.conf").read_text()
 # With what is commented out in it.
@@ -66,21 +66,20 @@ class Proxy:
 
     folder: Path
     port: int = 0
+    certificate: tuple[Path, Path] | None = None
 
     def write(self, replicas: Sequence[int], site: str = SITE) -> Path:
         """Its configuration before these ports, and the certificate. What it listens on and where its files are is changed."""
-        certificate, key = self.folder / "cert.pem", self.folder / "key.pem"
-        if not certificate.exists():
-            words = "req -x509 -nodes -newkey rsa:2048 -days 1 -subj /CN=test -addext subjectAltName=DNS:embed.example.org"
-            run(program("openssl"), *words.split(), "-keyout", str(key), "-out", str(certificate))
+        if not self.certificate:
+            self.certificate = certificate(self.folder, "DNS:embed.example.org")
         self.port = free_port()
         server = re.search(r"(?m)^ +server 127\.0\.0\.1:6008(.*;)$", site)
         assert server
         changed = {
             r"^ +server 127\.0\.0\.1:6008.*;$": "".join(f"    server 127.0.0.1:{port}{server[1]}\n" for port in replicas),
             r"listen 443 ssl;": f"listen 127.0.0.1:{self.port} ssl;",
-            r"(ssl_certificate +)\S+;": rf"\1{certificate};",
-            r"(ssl_certificate_key +)\S+;": rf"\1{key};",
+            r"(ssl_certificate +)\S+;": rf"\1{self.certificate[0]};",
+            r"(ssl_certificate_key +)\S+;": rf"\1{self.certificate[1]};",
             r"access_log \S+ embedding;": f"access_log {self.folder}/access.log embedding;",
         }
         (self.folder / "site.conf").write_text(edited(site, changed))

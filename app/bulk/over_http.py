@@ -36,6 +36,9 @@ class OverHttp:
             # A file: aiohttp warns of large bytes.
             async with self._session.post(self._url, data=io.BytesIO(body), allow_redirects=False) as reply:
                 raw = await reply.read()
+        except aiohttp.ClientConnectorCertificateError as error:
+            why = f"the certificate of {self.name} is not trusted: {error.certificate_error}"
+            raise refused(f"{why} (SSL_CERT_FILE, in the environment, may name a file of other authorities)") from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Away(_reason(error)) from None
         if reply.status != 200:
