@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import hypothesis
 import pytest
 from aiohttp import web
 
@@ -18,6 +20,10 @@ from app.settings import ApiKey, Settings
 from models.base import EmbeddingModel
 from scheduler.scheduler import State
 from tests.fakes import FakeModel
+
+# By default a property may take 200 ms: so may a machine that is busy with something else.
+hypothesis.settings.register_profile("any-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("any-machine")
 
 KEY = "sk-test"
 AUTH = {"Authorization": f"Bearer {KEY}"}
@@ -42,6 +48,7 @@ class Client:
     session: aiohttp.ClientSession
     app: web.Application
     port: int
+    server: web.Server
 
     def request(self, method: str, path: str, **options: Any) -> Any:
         return self.session.request(method, path, **options)
@@ -75,7 +82,7 @@ async def serve() -> AsyncIterator[Serve]:
         (sock,) = bind(settings.host, settings.port)
         port = sock.getsockname()[1]
         listener = await listen(runner, sock, settings.header_timeout_s)
-        client = Client(aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=AUTH), app, port)
+        client = Client(aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=AUTH), app, port, runner.server)
         running.append((client, listener, runner))
         while wait and app[SCHEDULER].state is State.LOADING:
             await asyncio.sleep(0.005)
@@ -86,6 +93,33 @@ async def serve() -> AsyncIterator[Serve]:
         await client.session.close()
         listener.close()
         await runner.cleanup()
+
+
+class Clock:
+    """The running loop's, which can be put forward: what waits for a time has it come, and nothing else has happened meanwhile.
+    So a limit may be of minutes, which no pause of the machine reaches."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+        loop = asyncio.get_running_loop()
+        now = loop.time
+        loop.time = lambda: now() + self._ahead  # type: ignore[method-assign]
+
+    def advance(self, seconds: float) -> None:
+        self._ahead += seconds
+
+
+@pytest.fixture
+async def clock() -> Clock:
+    return Clock()
+
+
+async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait until it holds; the time is only a guard against waiting for good."""
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends
+        await asyncio.sleep(0.005)
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ class RawConnection:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def reply(self, timeout: float = 5.0) -> RawReply:
+    async def reply(self, timeout: float = 30.0) -> RawReply:
         """The next reply, an interim one among them."""
         async with asyncio.timeout(timeout):
             status_line, *lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").rstrip("\r\n").split("\r\n")
@@ -132,7 +132,7 @@ class RawConnection:
             body = await self.reader.readexactly(int(headers.get("Content-Length", "0")))
         return RawReply(int(status_line.split()[1]), headers, body)
 
-    async def rest(self, timeout: float = 5.0) -> bytes:
+    async def rest(self, timeout: float = 30.0) -> bytes:
         """All that comes until the server closes the connection. Raises TimeoutError where it does not."""
         async with asyncio.timeout(timeout):
             try:
@@ -192,7 +192,7 @@ class Process:
     def stderr(self) -> str:
         return self.stderr_file.read_text(errors="replace")
 
-    def port(self, timeout: float = 30.0) -> int:
+    def port(self, timeout: float = 90.0) -> int:
         """The port that it listens on, once it does."""
         until = time.monotonic() + timeout
         while time.monotonic() < until:
@@ -217,7 +217,7 @@ class Process:
             with error:
                 return error.code, error.headers, json.loads(error.read())
 
-    def until_status(self, status: str, timeout: float = 30.0) -> None:
+    def until_status(self, status: str, timeout: float = 90.0) -> None:
         """Wait until /health says so."""
         until = time.monotonic() + timeout
         while self.request("/health")[2]["status"] != status:

@@ -60,10 +60,16 @@ def until(condition: Callable[[], bool], what: str, timeout: float = 30.0) -> No
 
 
 def free_port() -> int:
-    """One of the loopback that nobody listens on: for programs that cannot pick one themselves."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
+    """One of the loopback that nobody listens on: for programs that cannot pick one themselves, or come and go on one.
+
+    It stays bound, so that the system gives it to nobody else. That keeps none away that asks for it by its number and reuses
+    addresses, as servers do."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    port: int = sock.getsockname()[1]
+    sock.detach()
+    return port
 
 
 def listens(port: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import threading
-import time
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 from app.keys import LIFECYCLE, SCHEDULER
 from models.base import EmbeddingInput
 from models.pooling import to_dimension
-from tests.conftest import Client, Serve
+from tests.conftest import Client, Serve, until
 from tests.fakes import FakeModel, vector_of
 from tests.hosts import base64_of, data_uri, image_host, picture, png
 
@@ -559,10 +558,23 @@ async def test_one_poisonous_input_fails_alone(serve: Serve) -> None:
 
 
 async def test_where_one_has_failed_the_others_are_not_computed(serve: Serve) -> None:
-    fake = FakeModel(fail_text="poison", seconds_per_batch=0.02)
+    answered = threading.Event()
+
+    class Waiting(FakeModel):
+        """Takes the input after the poisonous one, and then no other until there is an answer."""
+
+        def embed(self, batch: Any) -> Any:
+            if self.batches:
+                assert answered.wait(30)
+            return super().embed(batch)
+
+    fake = Waiting(fail_text="poison")
     client = await serve(fake, max_batch_size=1)
-    assert (await client.embed({"input": ["poison", *(f"text {index}" for index in range(50))]}))[0] == 500
-    assert client.app[SCHEDULER].queue_depth == 0
+    try:
+        assert (await client.embed({"input": ["poison", *(f"text {index}" for index in range(50))]}))[0] == 500
+        assert client.app[SCHEDULER].queue_depth == 0
+    finally:
+        answered.set()
     await asyncio.sleep(0.1)
     assert fake.embedded < 5
 
@@ -618,13 +630,6 @@ async def test_with_a_cache_what_comes_again_is_not_computed_again(serve: Serve)
 
 
 # Clients that leave
-
-
-async def until(condition: Any, seconds: float = 5.0) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends
-        await asyncio.sleep(0.005)
 
 
 async def test_a_client_that_leaves_is_not_computed(serve: Serve) -> None:

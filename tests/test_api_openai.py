@@ -148,7 +148,7 @@ async def test_an_overload_is_a_rate_limit_and_retried(serve: Serve) -> None:
     async with openai.AsyncOpenAI(base_url=base_url(client), api_key=KEY, max_retries=0) as connected:
         try:
             tasks = [asyncio.create_task(connected.embeddings.create(model=MODEL, input="on the device"))]
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while not (scheduler._worker and scheduler._worker.busy_seconds()):
                     await asyncio.sleep(0.005)
                 tasks.append(asyncio.create_task(connected.embeddings.create(model=MODEL, input="waits")))

@@ -378,7 +378,7 @@ def test_no_more_is_read_than_may_wait(tmp_path: Path, monkeypatch: pytest.Monke
     class Held(FakeModel):
         def embed(self, batch: Any) -> Any:
             if len(batch) > 1:
-                gate.wait(20)
+                gate.wait(60)
             return super().embed(batch)
 
     monkeypatch.setattr(module, "open_source", counting)
@@ -403,8 +403,13 @@ def test_a_signal_ends_the_run_with_what_is_done_kept(number: signal.Signals, tm
     source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
 
     class Asked(FakeModel):
+        """Once: a second signal ends the process, which is pytest's."""
+
+        asked = False
+
         def embed(self, batch: Any) -> Any:
-            if self.embedded > 30:
+            if self.embedded > 30 and not self.asked:
+                self.asked = True
                 os.kill(os.getpid(), number)
             return super().embed(batch)
 

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from tests.conformance.report import CHECKPOINT, load
 from tests.conftest import Serve, make_settings
 from tests.fakes import FakeModel
 from tests.hosts import ROOT, Process, base64_of, picture, process
-from tests.programs import certificate
+from tests.programs import certificate, free_port
 
 KEY = "sk-test"
 
@@ -53,7 +52,7 @@ def service(**environment: str) -> Iterator[tuple[Process, str]]:
     """The fake model, served by a process of its own."""
     with process(**environment) as running:
         url = f"http://127.0.0.1:{running.port()}"
-        running.until_status("ok", timeout=60)
+        running.until_status("ok")
         yield running, url
 
 
@@ -66,7 +65,7 @@ def command(*arguments: Any, folder: Path, **environment: str) -> subprocess.Pop
 
 def ended(running: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Exit code, stdout and stderr."""
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=100)
     return running.returncode, out, err
 
 
@@ -76,6 +75,17 @@ def until(condition: Any, running: subprocess.Popen[str]) -> None:
         assert running.poll() is None, running.communicate()
         assert time.monotonic() < limit
         time.sleep(0.01)
+
+
+def until_answered(url: str, count: int, running: subprocess.Popen[str]) -> None:
+    """Wait until a service has answered so many requests for vectors, the one that a command begins with among them."""
+
+    def answered() -> bool:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as reply:
+            found = re.search(r'(?m)^embedding_requests_total\{status="200"\} (\S+)$', reply.read().decode())
+        return found is not None and float(found[1]) >= count
+
+    until(answered, running)
 
 
 def parts(output: Path) -> list[str]:
@@ -138,7 +148,7 @@ def test_a_service_with_less_room_than_is_asked_for(limits: dict[str, str], tmp_
 def test_a_service_whose_deadline_passes_before_a_request_is_done(tmp_path: Path) -> None:
     """Rows that came in time are kept, the others are asked for again."""
     source, output = write_lines(tmp_path / "in.jsonl", texts(40)), tmp_path / "out.npy"
-    slow = {"FAKE_SECONDS_PER_BATCH": "0.1", "MAX_BATCH_SIZE": "1", "REQUEST_TIMEOUT_S": "0.7"}
+    slow = {"FAKE_SECONDS_PER_BATCH": "0.1", "MAX_BATCH_SIZE": "1", "REQUEST_TIMEOUT_S": "2"}
     with service(**slow) as (_, url):
         assert run(source, output, url=url, concurrency=1) == Ending.COMPLETE
         with urllib.request.urlopen(f"{url}/metrics") as reply:
@@ -148,30 +158,29 @@ def test_a_service_whose_deadline_passes_before_a_request_is_done(tmp_path: Path
 
 
 def test_a_service_that_goes_away_and_comes_back(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = str(sock.getsockname()[1])
-    source, output = write_lines(tmp_path / "in.jsonl", texts(400)), tmp_path / "out.npy"
+    port = str(free_port())
+    source, output = write_lines(tmp_path / "in.jsonl", texts(4000)), tmp_path / "out.npy"
     options = ["--url", f"http://127.0.0.1:{port}", "--request-rows", 10, "--concurrency", 2]
     slow = {"PORT": port, "FAKE_SECONDS_PER_BATCH": "0.1"}
-    with service(**slow) as (running, _):
+    with service(**slow) as (running, url):
         begun = command(source, output, *options, "--patience", 1, folder=tmp_path)
-        until((tmp_path / "out.npy.parts" / "manifest.json").exists, begun)
-        time.sleep(0.5)
+        until_answered(url, 6, begun)
         running.popen.kill()
         code, out, said = ended(begun)
     assert (code, out) == (5, "")
     assert "has not answered for 1 s" in said and "the same command goes on" in said
     journal = Journal(output)
     journal.resume()
-    assert 0 < journal.cursor.row < 400
+    assert 0 < journal.cursor.row < 4000
     # It waits for one that starts.
-    begun = command(source, output, *options, "--patience", 60, folder=tmp_path)
-    time.sleep(1.0)
+    begun = command(source, output, *options, "--patience", 90, folder=tmp_path)
+    assert begun.stderr is not None
+    while "waiting for http" not in (line := begun.stderr.readline()):
+        assert line, "it ended"
     with service(PORT=port):
         code, out, said = ended(begun)
     assert code == 0, said
-    assert "waiting for http" in said
-    assert np.array_equal(np.load(output), expected(400))
+    assert np.array_equal(np.load(output), expected(4000))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -183,8 +192,7 @@ def test_a_command_that_is_stopped_goes_on(number: signal.Signals, tmp_path: Pat
         if number is signal.SIGKILL:
             until(lambda: parts(output), begun)  # within COMMIT_EVERY_S, half of the time that all takes
         else:
-            until((tmp_path / "out.parquet.parts" / "manifest.json").exists, begun)
-            time.sleep(0.3)
+            until_answered(url, 4, begun)
         begun.send_signal(number)
         code, out, said = ended(begun)
         assert code == (-9 if number is signal.SIGKILL else 128 + number)
@@ -206,7 +214,7 @@ def test_a_full_disk_ends_the_run_which_goes_on(tmp_path: Path) -> None:
         arguments = [sys.executable, "-m", "app", "embed", str(source), str(output), "--url", url]
         environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "API_KEY": KEY}
         limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *arguments]
-        done = subprocess.run(limited, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(limited, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
         assert done.returncode == 5 and "Traceback" not in done.stderr
         assert "cannot be written: File too large" in done.stderr and "the same command goes on" in done.stderr
         assert not output.exists() and parts(output)
@@ -227,15 +235,13 @@ def test_a_wrong_key_ends_the_run_and_is_never_shown(tmp_path: Path) -> None:
 
 
 def test_another_model_behind_the_same_address_ends_the_run(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = str(sock.getsockname()[1])
-    source, output = write_lines(tmp_path / "in.jsonl", texts(300)), tmp_path / "out.npy"
+    port = str(free_port())
+    source, output = write_lines(tmp_path / "in.jsonl", texts(4000)), tmp_path / "out.npy"
     slow = {"PORT": port, "FAKE_SECONDS_PER_BATCH": "0.1"}
     options = ("--url", f"http://127.0.0.1:{port}", "--request-rows", 10, "--concurrency", 1)
-    with service(**slow) as (running, _):
+    with service(**slow) as (running, url):
         begun = command(source, output, *options, folder=tmp_path)
-        until((tmp_path / "out.npy.parts" / "manifest.json").exists, begun)
-        time.sleep(0.3)
+        until_answered(url, 4, begun)
         running.popen.kill()
         running.popen.wait()
         with service(**slow, EMBEDDING_DIMENSION="8"):
@@ -499,7 +505,7 @@ def test_that_nobody_listens_is_no_failure(listener: str, tmp_path: Path) -> Non
         environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "API_KEY": KEY}
         script = f'set -o pipefail; "$@" {listener}'
         done = subprocess.run(
-            ["bash", "-c", script, "bash", *whole], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+            ["bash", "-c", script, "bash", *whole], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
         )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert np.array_equal(np.load(tmp_path / "out.npy"), expected(3))

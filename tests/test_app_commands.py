@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from app.verify import PUBLISHED_COSINE, Verdict, judge
 from models.base import ModelInfo
 from models.demo import write_demo_checkpoint
 from tests.conformance.report import CHECKPOINT
+from tests.programs import free_port
 from tests.text_checkpoints import write_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -101,9 +101,7 @@ def test_verify_without_a_checkpoint(tmp_path: Path) -> None:
 
 def demo(path: Path, folder: Path, *options: str) -> str:
     """What the demo prints on the checkpoint in `path`, every request of it good."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-    done = run("demo", "--model-path", str(path), "--port", str(port), "--once", *options, folder=folder)
+    done = run("demo", "--model-path", str(path), "--port", str(free_port()), "--once", *options, folder=folder)
     assert done.returncode == 0, done.stderr
     assert "FAILED" not in done.stdout
     return done.stdout
@@ -162,9 +160,9 @@ def test_bench_that_is_terminated_ends_what_it_started(tmp_path: Path) -> None:
     popen = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 60
-        while not children_of(popen.pid) and time.monotonic() < until:
+        while not (children := children_of(popen.pid)) and time.monotonic() < until:
             time.sleep(0.1)
-        (started,) = children_of(popen.pid)
+        (started,) = children
         popen.terminate()
         assert popen.wait(60) == 128 + 15
         assert not Path(f"/proc/{started}").exists()

@@ -523,10 +523,10 @@ def test_large_bodies_are_read_in_linear_time() -> None:
     limits = RequestLimits(frozenset(), 4, 16, 64, 20 << 20)
     for value in ["data:" + "a;" * (size // 2), "http://" + "[" * size, "A" * size, " " * size, "=" * size, "a:" * (size // 2)]:
         body = orjson.dumps({"input": {"image": value}})
-        started = time.perf_counter()
+        started = time.thread_time()
         with pytest.raises(InvalidRequest):
             parse(body, limits)
-        assert time.perf_counter() - started < 5
+        assert time.thread_time() - started < 5
 
 
 WORDS = st.sampled_from(

@@ -240,9 +240,9 @@ def test_bombs_are_refused_soon(name: str) -> None:
     reason, make = BOMBS[name]
     data = make()
     assert len(data) < 6_000_000
-    started = time.perf_counter()
+    started = time.thread_time()
     assert reason in refusal(data)
-    assert time.perf_counter() - started < 2
+    assert time.thread_time() - started < 2
 
 
 @pytest.mark.parametrize("name", [name for name, (reason, _) in BOMBS.items() if reason != PIECES])

@@ -9,7 +9,6 @@ import asyncio
 import gzip
 import ipaddress
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from aiohttp.test_utils import TestServer
 
 from app import image_fetch
 from app.image_fetch import ImageFetcher, ImageUnavailable, is_public_address
+from tests.conftest import Clock, until
 
 PUBLIC = "93.184.215.14"  # never dialled: the fixture refuses it
 NOT_PUBLIC_HOST = "is refused: not a public host (IMAGE_URL_ALLOWED_HOSTS on the server exempts hosts from this rule)"
@@ -130,7 +130,7 @@ async def fetch(images: ImageFetcher, url: str) -> bytes:
 
 
 def fetcher(*allowed: str, **settings: Any) -> ImageFetcher:
-    return ImageFetcher(**{"timeout_s": 5.0, "max_bytes": 1000, "allowed_hosts": frozenset(allowed)} | settings)
+    return ImageFetcher(**{"timeout_s": 30.0, "max_bytes": 1000, "allowed_hosts": frozenset(allowed)} | settings)
 
 
 async def refusal(url: str, *allowed: str, **settings: Any) -> str:
@@ -485,8 +485,8 @@ async def test_size_limit(length: int) -> None:
 
 async def test_declared_length_is_enough_to_refuse() -> None:
     """The body never comes, so reading it would end in the deadline."""
-    async with raw_serving(b"HTTP/1.1 200 OK\r\nContent-Length: 1001\r\n\r\n", wait=0.5) as host:
-        assert "larger than the limit" in await refusal(f"http://{host}/", host, timeout_s=0.4)
+    async with raw_serving(b"HTTP/1.1 200 OK\r\nContent-Length: 1001\r\n\r\n", wait=60) as host:
+        assert "larger than the limit" in await refusal(f"http://{host}/", host, timeout_s=30)
 
 
 async def test_chunked_body_is_cut_off_while_it_streams() -> None:
@@ -605,14 +605,15 @@ async def test_redirect_names_the_host_that_was_asked_for() -> None:
 
 
 async def test_deadline_covers_a_slow_answer() -> None:
+    refused = asyncio.Event()
+
     async def answer(request: web.Request) -> web.Response:
-        await asyncio.sleep(1)
+        await refused.wait()
         return web.Response(body=b"picture")
 
     async with serving(answer) as site:
-        started = time.perf_counter()
         assert await refusal(site.url(), site.host, timeout_s=0.2) == "image from 127.0.0.1 did not arrive within 0.2 seconds"
-        assert time.perf_counter() - started < 0.8
+        refused.set()
 
 
 async def test_deadline_covers_a_dripping_body() -> None:
@@ -628,15 +629,15 @@ async def test_deadline_covers_a_dripping_body() -> None:
         assert "did not arrive within 0.2 seconds" in await refusal(site.url(), site.host, timeout_s=0.2)
 
 
-async def test_one_deadline_for_all_redirects() -> None:
+async def test_one_deadline_for_all_redirects(clock: Clock) -> None:
     async def answer(request: web.Request) -> web.Response:
-        await asyncio.sleep(0.15)
+        clock.advance(15)
         step = int(request.path[1:])
         return web.Response(body=b"picture") if step == 3 else web.Response(status=302, headers={"Location": f"/{step + 1}"})
 
     async with serving(answer) as site:
-        assert "did not arrive" in await refusal(site.url("/0"), site.host, timeout_s=0.35)
-        async with fetcher(site.host) as images:
+        assert "did not arrive" in await refusal(site.url("/0"), site.host, timeout_s=35)
+        async with fetcher(site.host, timeout_s=90) as images:
             assert await fetch(images, site.url("/0")) == b"picture"
 
 
@@ -651,11 +652,15 @@ async def test_deadline_covers_a_slow_name(monkeypatch: pytest.MonkeyPatch) -> N
 
 async def test_downloads_at_once_are_bounded() -> None:
     running = peak = 0
+    together = asyncio.Event()
 
     async def answer(request: web.Request) -> web.Response:
         nonlocal running, peak
         running += 1
         peak = max(peak, running)
+        if running == 3:
+            together.set()
+        await together.wait()
         await asyncio.sleep(0.02)
         running -= 1
         return web.Response(body=request.path.encode())
@@ -676,29 +681,33 @@ async def test_what_is_fetched_keeps_its_slot_until_it_is_used() -> None:
         assert await other == b"picture"
 
 
-async def test_the_deadline_starts_with_the_slot() -> None:
+async def test_the_deadline_starts_with_the_slot(clock: Clock) -> None:
     """A host is not blamed for the slow one whose slot its download waited for."""
 
     async def answer(request: web.Request) -> web.Response:
-        await asyncio.sleep(0.3)
+        clock.advance(30)
         return web.Response(body=b"picture")
 
-    async with serving(answer) as site, fetcher(site.host, max_concurrent=1, timeout_s=0.45) as images:
+    async with serving(answer) as site, fetcher(site.host, max_concurrent=1, timeout_s=50) as images:
         assert await asyncio.gather(*(fetch(images, site.url()) for _ in range(3))) == [b"picture"] * 3
 
 
 async def test_cancellation_passes_and_frees_the_slot() -> None:
+    cancelled = asyncio.Event()
+
     async def answer(request: web.Request) -> web.Response:
-        await asyncio.sleep(0.5 if request.path == "/slow" else 0)
+        if request.path == "/slow":
+            await cancelled.wait()
         return web.Response(body=b"picture")
 
     async with serving(answer) as site, fetcher(site.host, max_concurrent=1) as images:
         task = asyncio.create_task(fetch(images, site.url("/slow")))
-        await asyncio.sleep(0.1)
+        await until(lambda: site.requests)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await fetch(images, site.url()) == b"picture"
+        cancelled.set()
 
 
 async def test_after_close() -> None:

@@ -77,7 +77,7 @@ def test_a_guess_sets_no_more_than_a_quarter_aside_and_refuses_nothing_for_good(
 
 
 def test_pixels_are_waited_for_in_turn() -> None:
-    """A large image is not overtaken by small ones that would fit before it."""
+    """A large image is not overtaken by small ones that would fit before it, and none here fits beside another."""
     pixels, order, first = PixelBudget(100), [], threading.Event()
 
     def run(name: str, wanted: int) -> None:
@@ -88,14 +88,14 @@ def test_pixels_are_waited_for_in_turn() -> None:
     with pixels.share() as wait_for_room:
         wait_for_room(60)
         threads = []
-        for name, wanted in (("large", 90), ("small", 10), ("beyond", 10**9)):
+        for name, wanted in (("large", 90), ("small", 20), ("beyond", 10**9)):
             threads.append(threading.Thread(target=run, args=(name, wanted)))
             threads[-1].start()
             while len(pixels._waiting) < len(threads):
                 time.sleep(0.001)
         assert not first.wait(0.05) and order == []
     for thread in threads:
-        thread.join(5)
+        thread.join(30)
     assert order == ["large", "small", "beyond"]
     with pixels.share() as wait_for_room:
         wait_for_room(100)

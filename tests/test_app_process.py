@@ -99,7 +99,7 @@ async def test_ready_is_told_once_the_model_is_and_only_then(error: Exception | 
     runner = web.AppRunner(application)
     await runner.setup()
     assert told == []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while scheduler.state is State.LOADING:
             await asyncio.sleep(0.005)
     assert told == ([] if error else [State.READY])

@@ -6,11 +6,11 @@ import asyncio
 import json
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +21,12 @@ from app.server import bind, finish_replies, listen
 from tests.conftest import make_settings
 from tests.fakes import FakeModel
 from tests.hosts import ROOT, Process, post, process
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Path:
+    """The file for FAKE_HOLD, which is not there yet."""
+    return tmp_path / "hold"
 
 
 @contextmanager
@@ -40,7 +46,7 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(1 << 20), b""))
 
 
-def until_busy(running: Process, depth: int, timeout: float = 20.0) -> None:
+def until_busy(running: Process, depth: int, timeout: float = 60.0) -> None:
     """Wait until so many inputs have a place in the queue, behind those that the device has taken."""
     ends = time.monotonic() + timeout
     seen = 0
@@ -50,14 +56,16 @@ def until_busy(running: Process, depth: int, timeout: float = 20.0) -> None:
         time.sleep(0.05)
 
 
-def test_the_port_is_open_while_the_model_loads() -> None:
-    with process(FAKE_LOAD_SECONDS="1.0") as running:
+def test_the_port_is_open_while_the_model_loads(hold: Path) -> None:
+    hold.touch()
+    with process(FAKE_HOLD=str(hold)) as running:
         status, _, health = running.request("/health")
         assert (status, health["status"]) == (503, "loading")
         assert running.request("/health/live")[0] == 200
         status, headers, body = embed(running, "a")
         assert (status, body["error"]["code"]) == (503, "loading")
         assert int(headers["Retry-After"]) >= 1
+        hold.unlink()
         running.until_status("ok")
         assert embed(running, "a")[0] == 200
         running.popen.terminate()
@@ -66,9 +74,10 @@ def test_the_port_is_open_while_the_model_loads() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains(number: signal.Signals) -> None:
-    with process(FAKE_SECONDS_PER_BATCH="0.6", MAX_BATCH_SIZE="1") as running:
+def test_a_signal_drains(number: signal.Signals, hold: Path) -> None:
+    with process(FAKE_HOLD=str(hold), MAX_BATCH_SIZE="1") as running:
         running.until_status("ok")
+        hold.touch()
         with in_threads(4, lambda index: embed(running, f"text {index}")) as futures:
             until_busy(running, 3)
             running.popen.send_signal(number)
@@ -83,71 +92,73 @@ def test_a_signal_drains(number: signal.Signals) -> None:
             assert running.request("/health/ready")[0] == 503
             assert running.request("/health/live")[0] == 200
             assert running.popen.poll() is None
+            hold.unlink()
             replies = [future.result() for future in futures]
         assert [status for status, _, _ in replies] == [200] * 4
         assert len({json.dumps(body["data"]) for _, _, body in replies}) == 4
-        assert running.wait(10) == 0
+        assert running.wait(30) == 0
         assert "Traceback" not in running.stderr
 
 
 def test_drain_grace_keeps_the_port_open() -> None:
-    with process(DRAIN_GRACE_S="0.6") as running:
+    with process(DRAIN_GRACE_S="3") as running:
         running.until_status("ok")
         running.popen.terminate()
         began = time.monotonic()
         running.until_status("draining")
-        assert running.wait(10) == 0
-        assert time.monotonic() - began >= 0.5
+        assert running.wait(30) == 0
+        assert time.monotonic() - began >= 2.9
 
 
 def test_a_signal_while_the_model_loads() -> None:
-    with process(FAKE_LOAD_SECONDS="60") as running:
+    with process(FAKE_LOAD_SECONDS="100") as running:
         running.port()
         running.popen.terminate()
-        assert running.wait(5) == 0
+        assert running.wait(30) == 0
 
 
 def test_idle_connections_do_not_hold_up_the_end() -> None:
-    with process() as running:
+    with process() as running:  # SHUTDOWN_TIMEOUT_S is 75
         running.until_status("ok")
         with socket.create_connection(("127.0.0.1", running.port())) as fresh:
             with socket.create_connection(("127.0.0.1", running.port())) as used:
                 used.sendall(post(b'{"input":"a"}'))
                 assert used.recv(12) == b"HTTP/1.1 200"
                 running.popen.terminate()
-                assert running.wait(5) == 0
+                assert running.wait(30) == 0
             assert fresh.recv(1) == b""
 
 
-def test_the_second_signal_is_the_end() -> None:
-    with process(FAKE_SECONDS_PER_BATCH="30", MAX_BATCH_SIZE="1") as running:
+def test_the_second_signal_is_the_end(hold: Path) -> None:
+    with process(FAKE_HOLD=str(hold), MAX_BATCH_SIZE="1") as running:
         running.until_status("ok")
+        hold.touch()
         with in_threads(2, lambda index: embed(running, f"text {index}")) as futures:
             until_busy(running, 1)
             running.popen.terminate()
             running.until_status("draining")
             running.popen.terminate()
-            assert running.wait(3) == 128 + signal.SIGTERM
+            assert running.wait(20) == 128 + signal.SIGTERM
             assert all(isinstance(future.exception(), OSError) for future in futures)
 
 
-def test_what_is_unanswered_at_the_shutdown_timeout_gets_503() -> None:
-    with process(FAKE_SECONDS_PER_BATCH="1.5", MAX_BATCH_SIZE="1", SHUTDOWN_TIMEOUT_S="0.5") as running:
+def test_what_is_unanswered_at_the_shutdown_timeout_gets_503(hold: Path) -> None:
+    with process(FAKE_HOLD=str(hold), MAX_BATCH_SIZE="1", SHUTDOWN_TIMEOUT_S="0.5") as running:
         running.until_status("ok")
+        hold.touch()
         with socket.create_connection(("127.0.0.1", running.port())) as half:
             half.sendall(post(None, "Content-Length: 100") + b"{")
             with in_threads(3, lambda index: embed(running, f"text {index}")) as futures:
                 until_busy(running, 2)
                 running.popen.terminate()
-                began = time.monotonic()
                 replies = [future.result() for future in futures]
-                half.settimeout(5)
+                half.settimeout(30)
                 assert half.recv(12) == b"HTTP/1.1 503"
-                assert time.monotonic() - began < 3
+        hold.unlink()
         assert {body["error"]["code"] for _, _, body in replies} == {"draining"}
         assert [status for status, _, _ in replies] == [503] * 3
         # The batch on the device is waited for, then the process ends.
-        assert running.wait(10) == 0
+        assert running.wait(30) == 0
 
 
 @contextmanager
@@ -166,7 +177,7 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_end() -> None:
         running.until_status("ok")
         with large_reply(running):
             running.popen.terminate()
-            assert running.wait(8) == 0
+            assert running.wait(30) == 0
 
 
 def test_a_client_that_reads_slowly_gets_its_whole_reply() -> None:
@@ -178,7 +189,7 @@ def test_a_client_that_reads_slowly_gets_its_whole_reply() -> None:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
             head, _, body = read_all(slow).partition(b"\r\n\r\n")
         assert int(head.lower().partition(b"content-length: ")[2].split()[0]) == len(body)
-        assert running.wait(5) == 0
+        assert running.wait(30) == 0
 
 
 # In one of these turns asyncio itself drops the connection: its listener is gone before the transport is there.
@@ -196,8 +207,8 @@ async def test_a_connection_of_the_last_moment_does_not_hold_up_the_end(turns: i
             await asyncio.sleep(0)
         listener.close()
         began = time.monotonic()
-        await finish_replies(runner, began + 5)
-        assert time.monotonic() - began < 3
+        await finish_replies(runner, began + 60)
+        assert time.monotonic() - began < 30
     await runner.cleanup()
 
 
@@ -208,30 +219,29 @@ def test_a_port_in_use() -> None:
         assert "Traceback" not in running.stderr
 
 
-def test_a_lost_device() -> None:
-    with process(FAKE_LOSE_AFTER="2", FAKE_SECONDS_PER_BATCH="0.6", MAX_BATCH_SIZE="1") as running:
+def test_a_lost_device(hold: Path) -> None:
+    # The time for probes to see it is longer than in production, for slow ones to be in time.
+    with process(FAKE_LOSE_AFTER="2", FAKE_HOLD=str(hold), MAX_BATCH_SIZE="1", FAKE_FAILED_GRACE_S="5") as running:
         running.until_status("ok")
         assert embed(running, "first")[0] == 200
+        hold.touch()
         with in_threads(6, lambda index: embed(running, f"text {index}")) as futures:
             until_busy(running, 5)
-            began = time.monotonic()
+            hold.unlink()
             replies = [future.result() for future in futures]
-            assert time.monotonic() - began < 2
         assert [(status, body["error"]["code"]) for status, _, body in replies] == [(503, "worker_died")] * 6
         status, _, health = running.request("/health")
         assert (status, health["status"]) == (503, "failed")
         assert running.request("/health/live")[0] == 503
-        assert running.wait(10 - (time.monotonic() - began)) == 3
+        assert running.wait(20) == 3
         assert "the device has failed" in running.stderr
 
 
 def test_a_device_that_hangs() -> None:
-    with process(FAKE_SECONDS_PER_BATCH="60", WORKER_STALL_S="0.3") as running:
+    with process(FAKE_SECONDS_PER_BATCH="100", WORKER_STALL_S="0.3") as running:
         running.until_status("ok")
-        began = time.monotonic()
         assert embed(running, "a")[2]["error"]["code"] == "worker_died"
-        assert time.monotonic() - began < 2
-        assert running.wait(10) == 3
+        assert running.wait(20) == 3
 
 
 WRONG = {
@@ -285,7 +295,7 @@ def test_cuda_where_there_is_none() -> None:
 def test_a_checkpoint_is_served_on_a_cpu() -> None:
     checkpoint = ROOT / "tests" / "conformance" / "checkpoint"
     with process("app", DEVICE="cpu", MODEL_PATH=str(checkpoint)) as running:
-        running.until_status("ok", 60)
+        running.until_status("ok")
         health = running.request("/health")[2]
         assert (health["device"], health["model_path"]) == ("cpu", str(checkpoint))
         status, _, reply = embed(running, "a dog")
@@ -297,22 +307,19 @@ def test_a_checkpoint_is_served_on_a_cpu() -> None:
 
 def test_a_flood_of_requests_across_the_end() -> None:
     """Every request that gets a connection while the server drains is answered: with its vector, or with 503."""
-    with process(FAKE_SECONDS_PER_BATCH="0.05", DRAIN_GRACE_S="0.5") as running:
+    with process(FAKE_SECONDS_PER_BATCH="0.05", DRAIN_GRACE_S="4") as running:
         running.until_status("ok")
-        stop = threading.Event()
-        seen: list[int] = []
+        seen: list[list[int]] = [[] for _ in range(4)]
 
-        def knock(_: int) -> None:
-            while not stop.is_set():
-                seen.append(embed(running, "a")[0])
+        def knock(index: int) -> None:
+            while 503 not in seen[index]:
+                seen[index].append(embed(running, "a")[0])
 
         with in_threads(4, knock) as futures:
-            time.sleep(0.3)
+            while not all(seen):
+                time.sleep(0.01)
             running.popen.terminate()
-            running.until_status("draining")
-            time.sleep(0.2)
-            stop.set()
             for future in futures:
                 future.result()
-        assert set(seen) == {200, 503}
-        assert running.wait(10) == 0
+        assert set().union(*seen) == {200, 503}
+        assert running.wait(30) == 0
