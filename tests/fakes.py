@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -82,12 +83,15 @@ class FakeModel:
     kill_after: int = 0
     stall_after: int = 0
     gate: threading.Event | None = None
+    # While this file is there, neither a load nor a batch ends.
+    hold: Path | None = None
     # What it has seen.
     batches: list[int] = field(default_factory=list)
     embedded: int = 0
 
     def load(self) -> FakeModel:
         time.sleep(self.load_seconds)
+        self._wait_for_hold()
         if self.load_error:
             raise self.load_error
         return self
@@ -153,6 +157,7 @@ class FakeModel:
     def embed(self, batch: Sequence[PreparedInput]) -> npt.NDArray[np.float32]:
         if self.gate is not None:
             self.gate.wait()
+        self._wait_for_hold()
         time.sleep(self.seconds_per_batch)
         self.batches.append(len(batch))
         if self.lose_after and len(self.batches) >= self.lose_after:
@@ -169,6 +174,10 @@ class FakeModel:
             raise RuntimeError("this input breaks the model")
         self.embedded += len(batch)
         return np.stack([vector_of(item.token_ids, self.width) for item in batch])
+
+    def _wait_for_hold(self) -> None:
+        while self.hold is not None and self.hold.exists():
+            time.sleep(0.005)
 
     def warm_up(self) -> float:
         return 1_000_000.0
@@ -192,6 +201,7 @@ def _from_environment() -> FakeModel:
         stall_after=number("STALL_AFTER", int),
         fail_text=os.environ.get("FAKE_FAIL_TEXT", ""),
         heavy_text=os.environ.get("FAKE_HEAVY_TEXT", ""),
+        hold=Path(hold) if (hold := os.environ.get("FAKE_HOLD")) else None,
     )
 
 
@@ -199,17 +209,18 @@ def main() -> None:
     """Serve the fake model."""
     import asyncio
 
+    import app.server
     from app.__main__ import configure_logging
     from app.main import create_app
     from app.process import allow_connections, freeze_heap, share_interpreter
-    from app.server import serve
     from app.settings import load_settings
 
     settings = load_settings()
     configure_logging(settings)
+    app.server.FAILED_GRACE_S = float(os.environ.get("FAKE_FAILED_GRACE_S", app.server.FAILED_GRACE_S))
 
     async def run() -> int:
-        return await serve(create_app(settings, partial(_from_environment().load), freeze_heap))
+        return await app.server.serve(create_app(settings, partial(_from_environment().load), freeze_heap))
 
     share_interpreter()
     allow_connections()

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -121,7 +122,7 @@ class RawConnection:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def reply(self, timeout: float = 5.0) -> RawReply:
+    async def reply(self, timeout: float = 30.0) -> RawReply:
         """The next reply, an interim one among them."""
         async with asyncio.timeout(timeout):
             status_line, *lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").rstrip("\r\n").split("\r\n")
@@ -132,7 +133,7 @@ class RawConnection:
             body = await self.reader.readexactly(int(headers.get("Content-Length", "0")))
         return RawReply(int(status_line.split()[1]), headers, body)
 
-    async def rest(self, timeout: float = 5.0) -> bytes:
+    async def rest(self, timeout: float = 30.0) -> bytes:
         """All that comes until the server closes the connection. Raises TimeoutError where it does not."""
         async with asyncio.timeout(timeout):
             try:
@@ -192,7 +193,7 @@ class Process:
     def stderr(self) -> str:
         return self.stderr_file.read_text(errors="replace")
 
-    def port(self, timeout: float = 30.0) -> int:
+    def port(self, timeout: float = 90.0) -> int:
         """The port that it listens on, once it does."""
         until = time.monotonic() + timeout
         while time.monotonic() < until:
@@ -217,7 +218,7 @@ class Process:
             with error:
                 return error.code, error.headers, json.loads(error.read())
 
-    def until_status(self, status: str, timeout: float = 30.0) -> None:
+    def until_status(self, status: str, timeout: float = 90.0) -> None:
         """Wait until /health says so."""
         until = time.monotonic() + timeout
         while self.request("/health")[2]["status"] != status:
@@ -236,3 +237,13 @@ def process(module: str = "tests.fakes", **environment: str) -> Iterator[Process
         finally:
             running.popen.kill()
             running.popen.wait()
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A loopback port for a server of ours to come and go on. Nobody else is given it meanwhile: it stays bound here, which keeps
+    none away that asks for it by number and reuses addresses."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
