@@ -114,7 +114,7 @@ class Browser:
         """
         return self.driver.execute_async_script(script)
 
-    def until(self, condition: Callable[[], T], seconds: float = 30.0) -> T:
+    def until(self, condition: Callable[[], T], seconds: float = 90.0) -> T:
         """What `condition` returns once that is true."""
         end = time.monotonic() + seconds
         while not (value := condition()):
@@ -195,6 +195,7 @@ def chromium() -> Iterator[Browser]:
         patch.setenv("NO_PROXY", "*")
         patch.setenv("no_proxy", "*")
         started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        started.set_script_timeout(90)
         try:
             yield Browser(started)
         finally:

@@ -22,7 +22,7 @@ def program(name: str, how: str = "") -> str:
     return found
 
 
-def run(*command: str, timeout: float = 60, **options: object) -> str:
+def run(*command: str, timeout: float = 120, **options: object) -> str:
     """What it prints. Raises AssertionError where its exit code is not 0."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
@@ -51,7 +51,7 @@ def running(*command: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
                 popen.kill()
 
 
-def until(condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
+def until(condition: Callable[[], bool], what: str, timeout: float = 90.0) -> None:
     """Wait until it holds. Raises AssertionError."""
     end = time.monotonic() + timeout
     while not condition():

@@ -115,7 +115,7 @@ def test_the_patterns_are_read_as_docker_reads_them() -> None:
 def test_what_is_copied_is_enough_to_install_the_service(context: Path, tmp_path: Path) -> None:
     """By the wheel that pip builds of it, which has every file; it serves from there, its pages too."""
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    run(*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(context), timeout=100)
+    run(*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(context))
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -123,7 +123,7 @@ def test_what_is_copied_is_enough_to_install_the_service(context: Path, tmp_path
     assert names == tracked(*PACKAGES)
     checkpoint = str(ROOT / "tests" / "conformance" / "checkpoint")
     with process("app", PYTHONPATH=str(tmp_path / "installed"), MODEL_PATH=checkpoint, DEVICE="cpu", **PYTHON) as running:
-        running.until_status("ok", timeout=60)
+        running.until_status("ok")
         assert running.request("/v1/embeddings", {"input": "a"})[0] == 200
         run(sys.executable, "-c", f"import urllib.request as u; u.urlopen('http://127.0.0.1:{running.port()}/assets/docs.js')")
         running.popen.terminate()
@@ -183,7 +183,9 @@ def healthy(port: int) -> bool:
     """By the image's own command."""
     (line,) = arguments_of("HEALTHCHECK")
     command = json.loads(line.partition("CMD ")[2])
-    done = subprocess.run([sys.executable, *command[1:]], env={"PORT": str(port), "http_proxy": "http://127.0.0.1:9"}, timeout=30)
+    done = subprocess.run(
+        [sys.executable, *command[1:]], env={"PORT": str(port), "http_proxy": "http://127.0.0.1:9"}, timeout=120
+    )
     return done.returncode == 0
 
 

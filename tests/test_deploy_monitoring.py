@@ -78,7 +78,7 @@ def server() -> Iterator[Process]:
 def ask(server: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A query -> Prometheus's answer, once it has seen the server a few times, with traffic between; without one its rules."""
     folder = tmp_path_factory.mktemp("prometheus")
-    changed = {r"embedding:6008": f"127.0.0.1:{server.port()}", r"(_interval): \d+s": r"\1: 1s", r"(_timeout): \d+s": r"\1: 1s"}
+    changed = {r"embedding:6008": f"127.0.0.1:{server.port()}", r"(_interval): \d+s": r"\1: 2s", r"(_timeout): \d+s": r"\1: 2s"}
     (folder / "prometheus.yml").write_text(edited(CONFIG, changed))
     (folder / "alerts.yml").write_text((PROMETHEUS / "alerts.yml").read_text())
     port = free_port()
@@ -91,7 +91,7 @@ def ask(server: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
 
     def ask(query: str | None = None) -> Any:
         path = "rules" if query is None else f"query?{urlencode({'query': query})}"
-        with urlopen(f"http://127.0.0.1:{port}/api/v1/{path}", timeout=10) as reply:
+        with urlopen(f"http://127.0.0.1:{port}/api/v1/{path}", timeout=60) as reply:
             answer = json.loads(reply.read())
         assert answer["status"] == "success"
         return answer["data"]["groups"] if query is None else answer["data"]["result"]
@@ -157,7 +157,7 @@ def test_the_figures_are_the_services(ask: Any) -> None:
 
 
 def test_what_is_named_is_served(server: Process) -> None:
-    with urlopen(f"http://127.0.0.1:{server.port()}/metrics", timeout=10) as reply:
+    with urlopen(f"http://127.0.0.1:{server.port()}/metrics", timeout=60) as reply:
         served = set(re.findall(r"(?m)^(embedding_\w+)", reply.read().decode()))
     for expression in [*QUERIES, *(rule["expr"] for rule in ALERTS)]:
         assert names(expression) <= served, expression

@@ -134,7 +134,8 @@ def nginx(proxy: Proxy, replicas: Sequence[int], site: str = SITE) -> Iterator[P
 @contextmanager
 def two_replicas() -> Iterator[list[Process]]:
     """Two servers; they go on listening for a while once they drain."""
-    with process(DRAIN_GRACE_S="60") as one, process(DRAIN_GRACE_S="60") as other:
+    drains = {"DRAIN_GRACE_S": "300", "SHUTDOWN_TIMEOUT_S": "300"}
+    with process(**drains) as one, process(**drains) as other:
         one.until_status("ok")
         other.until_status("ok")
         yield [one, other]
@@ -214,7 +215,9 @@ def test_a_wrong_key_is_refused_before_a_large_body_is_sent(proxy: Proxy) -> Non
 
 
 def test_what_a_replica_that_drains_refuses_the_next_one_takes(folder: Proxy, replicas: list[Process]) -> None:
-    with nginx(folder, [replica.port() for replica in replicas]) as proxy:
+    # For longer than 5 s, as the last request may come that late.
+    site = edited(SITE, {r"fail_timeout=5s": "fail_timeout=300s"})
+    with nginx(folder, [replica.port() for replica in replicas], site) as proxy:
         replicas[0].popen.terminate()
         until(lambda: "draining" in replicas[0].stderr, "draining")
         assert replicas[0].request("/v1/embeddings", {"input": "a"})[0] == 503

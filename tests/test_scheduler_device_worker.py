@@ -23,6 +23,9 @@ from scheduler.errors import BatchFailed
 from scheduler.vector_cache import VectorCache
 from tests.fakes import FakeModel
 
+# A hang is a failure; a busy machine is none.
+PATIENCE_S = 60.0
+
 
 class CountingLoop:
     """The event loop as the worker knows it, its wake-ups counted."""
@@ -63,12 +66,12 @@ class Device:
 
     async def ended(self) -> None:
         """The thread has ended, and what it told has been heard."""
-        await asyncio.to_thread(self.worker.join, 5)
+        await asyncio.to_thread(self.worker.join, PATIENCE_S)
         assert not self.worker.is_alive()
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.002)
 
@@ -224,9 +227,9 @@ async def test_a_batch_is_reported(start: Start) -> None:
     assert isinstance(outcomes[0], Vector) and isinstance(outcomes[2], BatchFailed)
     report = device.reports[1]
     assert (report.size, report.num_tokens, report.failed) == (3, sum(item.num_tokens for item in inputs), 1)
-    assert len(report.waits) == 3 and all(0.05 <= wait < 2 for wait in report.waits)
+    assert len(report.waits) == 3 and all(0.05 <= wait < 10 for wait in report.waits)
     # Three fail, one passes, two fail, one passes, one fails: at least five passes of 0.05 s.
-    assert 0.2 <= report.device_seconds < 3
+    assert 0.2 <= report.device_seconds < 10
     assert outcomes[0].queue_seconds == report.waits[0]
     assert 0.05 <= outcomes[0].device_seconds <= report.device_seconds
     assert device.reports[0].failed == 0
@@ -651,7 +654,7 @@ def test_a_closed_event_loop_does_not_break_the_thread(caplog: pytest.LogCapture
     worker = DeviceWorker(FakeModel, queue, VectorCache(0), loop, Callbacks(nothing, nothing, nothing, nothing))
     worker.start()
     queue.close()
-    worker.join(5)
+    worker.join(PATIENCE_S)
     assert not worker.is_alive()
     assert "the event loop has closed" in caplog.text
     assert "the device's thread ends" not in caplog.text

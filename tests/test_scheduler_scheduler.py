@@ -24,6 +24,9 @@ from tests.fakes import FakeModel
 
 Futures = list[asyncio.Future[Vector]]
 
+# A hang is a failure; a busy machine is none.
+PATIENCE_S = 60.0
+
 
 @dataclass
 class House:
@@ -64,13 +67,13 @@ def assert_vectors(outcomes: Sequence[object], *texts: str) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.002)
 
 
 async def outcomes_of(futures: Futures) -> list[Any]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         return await asyncio.gather(*futures, return_exceptions=True)
 
 
@@ -117,6 +120,18 @@ async def start(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
         assert house.depth == 0
     await until(lambda: not device_threads())
     assert errors == []
+
+
+class SlowlyLoaded(FakeModel):
+    """A model that loads until it may be loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_load = threading.Event()
+
+    def load(self) -> FakeModel:
+        self.may_load.wait(PATIENCE_S)
+        return super().load()
 
 
 @pytest.fixture
@@ -201,16 +216,17 @@ async def test_what_is_larger_than_the_queue_is_refused_even_when_it_is_empty(st
 
 async def test_retry_after_follows_from_the_measured_rate(start: Start) -> None:
     model = FakeModel(seconds_per_batch=0.01)
-    house = await start(model, max_queue_size=7)
-    await outcomes_of(house.submit("a", "b"))
+    house = await start(model, max_queue_size=70)
+    # Two rates so far apart that no pause of the machine brings them together.
+    await outcomes_of(house.submit(*(f"text {number}" for number in range(70))))
     model.seconds_per_batch = 0.05
     await outcomes_of(house.submit("c"))
     first, second = (report.size / report.device_seconds for report in house.reports)
     assert first > 2 * second
     rate = first + (second - first) * RATE_WEIGHT
-    with house.scheduler.reserve(7), pytest.raises(Overloaded) as refusal:
+    with house.scheduler.reserve(70), pytest.raises(Overloaded) as refusal:
         house.scheduler.reserve(1)
-    assert refusal.value.retry_after == pytest.approx(7 / rate)
+    assert refusal.value.retry_after == pytest.approx(70 / rate)
 
 
 async def test_inputs_that_fail_do_not_count_as_worked_off(start: Start) -> None:
@@ -270,11 +286,13 @@ async def test_draining_refuses_new_work_and_finishes_what_is_reserved(start: St
 
 async def test_a_thread_that_is_not_there_yet_is_not_a_lost_device(start: Start) -> None:
     """Loading is told by the load itself, however long it takes."""
-    house = await start(FakeModel(load_seconds=0.1), wait=False, worker_stall=0.01)
+    model = SlowlyLoaded()
+    house = await start(model, wait=False, worker_stall=0.01)
     house.scheduler._worker.is_alive = lambda: False
     await asyncio.sleep(0.05)
     assert house.scheduler.state is State.LOADING
     assert not house.failures
+    model.may_load.set()
     del house.scheduler._worker.is_alive
     await until(lambda: house.ready)
 
@@ -299,12 +317,12 @@ async def test_a_failure_is_not_undone_by_draining(start: Start) -> None:
 
 async def test_the_deadline_fails_what_waits_and_not_what_is_taken(start: Start, gated: FakeModel) -> None:
     house = await start(gated)
-    running = await house.occupy("a", within=0.05)
+    running = await house.occupy("a", within=0.5)
     started = time.monotonic()
-    waiting = house.submit("b", "c", within=0.1)
+    waiting = house.submit("b", "c", within=0.6)
     patient = house.submit("d")
     assert await kinds_of(waiting) == [DeadlineExceeded] * 2
-    assert 0.09 <= time.monotonic() - started < 1
+    assert 0.59 <= time.monotonic() - started < 10
     assert house.depth == 1
     assert not running[0].done() and not patient[0].done()
     gated.gate.set()
@@ -314,7 +332,7 @@ async def test_the_deadline_fails_what_waits_and_not_what_is_taken(start: Start,
 
 async def test_the_deadline_splits_a_request(start: Start, gated: FakeModel) -> None:
     house = await start(gated, max_batch_size=2)
-    futures = house.submit("a", "b", "c", within=0.1)
+    futures = house.submit("a", "b", "c", within=0.5)
     assert isinstance((await outcomes_of(futures[2:]))[0], DeadlineExceeded)
     gated.gate.set()
     assert_vectors(await outcomes_of(futures[:2]), "a", "b")
@@ -324,13 +342,12 @@ async def test_the_deadline_splits_a_request(start: Start, gated: FakeModel) -> 
 async def test_a_late_entry_that_the_device_skips_first_is_failed_by_its_timer(start: Start, gated: FakeModel) -> None:
     house = await start(gated)
     running = await house.occupy("a")
-    late, in_time = house.submit("b", within=0.05), house.submit("c")
-    await asyncio.sleep(0.01)
-    assert len(house.scheduler._queue) == 2
+    late, in_time = house.submit("b", within=0.5), house.submit("c")
+    await until(lambda: len(house.scheduler._queue) == 2)
     # The event loop is held up past the deadline, so that the device is there before the timer.
-    time.sleep(0.06)
+    time.sleep(0.51)
     gated.gate.set()
-    give_up = time.monotonic() + 5
+    give_up = time.monotonic() + PATIENCE_S
     while len(house.scheduler._queue) and time.monotonic() < give_up:
         time.sleep(0.005)
     assert house.depth == 0
@@ -488,8 +505,8 @@ async def test_a_twin_that_is_taken_is_not_late(start: Start, gated: FakeModel) 
     """As any other: the deadline is for what the device has not taken."""
     house = await start(gated)
     running = await house.occupy("a")
-    joined = house.submit("a", within=0.05)
-    await asyncio.sleep(0.1)
+    joined = house.submit("a", within=0.5)
+    await asyncio.sleep(0.55)
     gated.gate.set()
     assert_vectors(await outcomes_of([*running, *joined]), "a", "a")
 
@@ -518,7 +535,7 @@ async def test_twins_count_as_worked_off(start: Start) -> None:
 @pytest.mark.parametrize("how", ["stall", "lost", "gone"])
 async def test_a_device_that_dies_fails_twins_wherever_they_are(start: Start, how: str) -> None:
     model = FakeModel(gate=threading.Event(), lose_after=1 if how == "lost" else 0)
-    house = await start(model, worker_stall=0.05 if how == "stall" else None)
+    house = await start(model, worker_stall=0.5 if how == "stall" else None)
     futures = await house.occupy("a", "b", "a")
     futures += house.submit("a")
     await until(lambda: house.scheduler._queue.joined)
@@ -587,7 +604,7 @@ async def test_without_a_cache_everything_is_computed_again(start: Start) -> Non
 
 
 async def test_a_cached_vector_is_refused_like_any_other_where_no_work_is_taken(start: Start, gated: FakeModel) -> None:
-    house = await start(gated, vector_cache_bytes=1 << 20, worker_stall=0.1)
+    house = await start(gated, vector_cache_bytes=1 << 20)
     gated.gate.set()
     await outcomes_of(house.submit("a"))
     with house.scheduler.reserve(3) as places:
@@ -656,11 +673,11 @@ async def test_stop_gives_up_a_batch_that_does_not_end(start: Start, gated: Fake
 
 
 async def test_stop_does_not_wait_for_a_model_that_loads(start: Start) -> None:
-    house = await start(FakeModel(load_seconds=0.3), wait=False)
-    started = time.monotonic()
+    model = SlowlyLoaded()
+    house = await start(model, wait=False)
     await house.scheduler.stop()
-    assert time.monotonic() - started < 0.2
     assert device_threads()
+    model.may_load.set()
     await until(lambda: not device_threads())
     await asyncio.sleep(0.01)
     assert house.scheduler.state is State.DRAINING
@@ -679,7 +696,7 @@ async def test_stop_before_start_and_stop_again(start: Start) -> None:
 
 
 async def test_a_stall_fails_what_runs_and_what_waits_once(start: Start, gated: FakeModel) -> None:
-    house = await start(gated, worker_stall=0.05)
+    house = await start(gated, worker_stall=0.5)
     running = await house.occupy("a")
     waiting = house.submit("b", "c")
     assert not running[0].done()
@@ -708,16 +725,15 @@ async def test_what_was_reserved_before_the_device_was_lost_is_refused(start: St
 
 
 async def test_neither_an_idle_device_nor_many_short_passes_are_a_stall(start: Start) -> None:
-    model = FakeModel(fail_text="bad", seconds_per_batch=0.02)
-    house = await start(model, worker_stall=0.2)
-    await asyncio.sleep(0.25)
+    model = FakeModel(fail_text="bad", seconds_per_batch=0.07)
+    house = await start(model, worker_stall=1.0)
+    await asyncio.sleep(1.1)
     texts = [f"text {number}" for number in range(15)]
     outcomes = await outcomes_of(house.submit(*texts, "bad"))
-    assert house.reports[0].device_seconds < 2
     assert sum(model.batches) > 16
     assert_vectors(outcomes[:-1], *texts)
     more = await outcomes_of(house.submit(*(f"bad {number}" for number in range(8))))
-    assert house.reports[1].device_seconds > 0.2
+    assert house.reports[1].device_seconds > 1.0
     assert {type(outcome) for outcome in more} == {BatchFailed}
     assert not house.failures
 
@@ -835,8 +851,8 @@ async def test_batches_are_reported(start: Start) -> None:
     await outcomes_of(house.submit("a", "bcd"))
     (report,) = house.reports
     assert (report.size, report.num_tokens, report.failed) == (2, 5 + 7, 0)
-    assert len(report.waits) == 2 and all(0 <= wait < 1 for wait in report.waits)
-    assert 0.02 <= report.device_seconds < 1
+    assert len(report.waits) == 2 and all(0 <= wait < 10 for wait in report.waits)
+    assert 0.02 <= report.device_seconds < 10
 
 
 async def test_nothing_is_left_of_a_request_that_is_done(start: Start) -> None:

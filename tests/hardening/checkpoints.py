@@ -122,7 +122,8 @@ def fault_of(site: Site, broken: Broken) -> str:
         shutil.copytree(CHECKPOINT, path)
         broken.spoil(path)
         with site.own("app", MODEL_PATH=str(path)) as server:
-            statuses = asyncio.run(_statuses(server.port(), lambda: server.popen.poll() is not None))
+            limit = site.seconds(30)
+            statuses = asyncio.run(_statuses(server.port(limit), lambda: server.popen.poll() is not None, limit))
             lines = complaints(server)
             if "ok" in statuses:
                 return "ready"
@@ -135,15 +136,15 @@ def fault_of(site: Site, broken: Broken) -> str:
             return "" if broken.word in lines[0] else f"does not name it: {lines[0]}"
 
 
-async def _statuses(port: int, is_over: Callable[[], bool]) -> set[str]:
-    """What /health says: until the end, until it is ready, for half a minute, or for 3 s from "failed" on."""
+async def _statuses(port: int, is_over: Callable[[], bool], seconds: float) -> set[str]:
+    """What /health says: until the end, until it is ready, for so many seconds, or for a tenth of them from "failed" on."""
     seen: set[str] = set()
-    ask_until = time.monotonic() + 30
+    ask_until = time.monotonic() + seconds
     async with Callers(port) as callers:
         while not is_over() and "ok" not in seen and time.monotonic() < ask_until:
             with contextlib.suppress(OSError):
                 if (status := await callers.status()) == "failed" and status not in seen:
-                    ask_until = time.monotonic() + 3
+                    ask_until = time.monotonic() + seconds / 10
                 seen.add(status)
             await asyncio.sleep(0.1)
     return seen

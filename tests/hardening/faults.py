@@ -65,17 +65,17 @@ def lost(name: str, sends: str, fault: dict[str, str], fault_s: float, *guards: 
         settings = {"FAKE_SECONDS_PER_BATCH": str(BATCH_S), "MAX_BATCH_SIZE": "4", "WORKER_STALL_S": str(STALL_S)}
         with site.own("tests.fakes", **settings, **fault) as server:
             server.until_status("ok")
-            return asyncio.run(_lost(server, fault_s, judge_times=not site.quick))
+            return asyncio.run(_lost(server, fault_s, site))
 
 
-async def _lost(server: Process, fault_s: float, judge_times: bool) -> Outcome:
+async def _lost(server: Process, fault_s: float, site: Site) -> Outcome:
     async with Callers(server.port()) as callers:
         seen: set[str] = set()
         probe = asyncio.create_task(_probe(callers, seen))
         fault_at = time.monotonic() + fault_s
-        asked = [callers.ask(embedding(f"text {number}"), PATIENCE_S) for number in range(WAITERS)]
+        asked = [callers.ask(embedding(f"text {number}"), site.seconds(PATIENCE_S)) for number in range(WAITERS)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
-        code = await ended(server, EXIT_S + ANSWERED_S)
+        code = await ended(server, site.seconds(EXIT_S + ANSWERED_S))
         ended_at = time.monotonic()
         probe.cancel()
         await asyncio.gather(probe, return_exceptions=True)
@@ -91,7 +91,7 @@ async def _lost(server: Process, fault_s: float, judge_times: bool) -> Outcome:
     probes = ", ".join(f"{path} {'failed' if path in seen else 'never failed'}" for path in ("/health", "/health/live"))
     exit_told = "no exit" if code is None else f"exit {code} after {ended_at - fault_at:.1f} s"
     return Outcome(
-        len(good) == WAITERS and len(seen) == 2 and code == 3 and (in_time or not judge_times),
+        len(good) == WAITERS and len(seen) == 2 and code == 3 and (in_time or site.quick),
         f"{len(good)} of {WAITERS} 503 worker_died{others}{last}; {probes}; {exit_told}",
     )
 
@@ -123,7 +123,7 @@ def without_the_adapters_word() -> None:
 )
 def sticky_torch_error(site: Site) -> Outcome:
     with real(site, FAULT_FROM="1") as server:
-        return asyncio.run(_lost(server, 0.0, judge_times=not site.quick))
+        return asyncio.run(_lost(server, 0.0, site))
 
 
 @contextlib.contextmanager

@@ -91,12 +91,12 @@ PROTECTED = (
     key_after_body,
 )
 def auth(site: Site) -> Outcome:
-    server = site.fake()
+    server, limit = site.fake(), site.seconds(3.0)
 
     def said(sent: bytes) -> str:
-        answer = ask(server, sent, timeout=3.0)
+        answer = ask(server, sent, timeout=limit)
         challenge = " Bearer" if answer and answer.headers.get("WWW-Authenticate") == "Bearer" else ""
-        return f"{answer or 'nothing in 3 s'}{challenge}"
+        return f"{answer or f'nothing in {limit:.0f} s'}{challenge}"
 
     wrong = [
         said(request(*form, SIZED, body=GOOD_BODY, method=method, path=path))
@@ -145,8 +145,8 @@ def lenient_parser() -> None:
     lenient_parser,
 )
 def smuggling(site: Site) -> Outcome:
-    server = site.fake()
-    seen = {name: str(exchange(server, shape + SECOND, timeout=3.0)) for name, shape in SMUGGLED.items()}
+    server, limit = site.fake(), site.seconds(3.0)
+    seen = {name: str(exchange(server, shape + SECOND, timeout=limit)) for name, shape in SMUGGLED.items()}
     after = ask(server, request(KEY, SIZED, body=GOOD_BODY))
     wanted = "400 JSON, closed"
     others = [name for name, what in seen.items() if what != wanted]
@@ -389,7 +389,8 @@ def compressed_bodies(site: Site) -> Outcome:
         ask(server, request(KEY, SIZED, body=GOOD_BODY))
         reset_peak(server)
         before = peak_mib(server)
-        seen = [str(ask(server, one, timeout=10.0) or "nothing in 10 s") for one in sent]
+        limit = site.seconds(10.0)
+        seen = [str(ask(server, one, timeout=limit) or f"nothing in {limit:.0f} s") for one in sent]
         grown = peak_mib(server) - before
     return Outcome(set(seen) == {"415 JSON"} and grown <= PEAK_MIB, f"{tally(seen)}; peak memory {grown:+.1f} MiB")
 

@@ -341,7 +341,7 @@ def port_in_use(site: Site) -> Outcome:
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
         port = taken.getsockname()[1]
         with site.own("tests.fakes", PORT=str(port)) as server:
-            code = asyncio.run(ended(server, 10))
+            code = asyncio.run(ended(server, site.seconds(10)))
             lines = complaints(server)
             good = code == 1 and len(lines) == 1 and f"port {port}" in lines[0] and "Traceback" not in server.stderr
     return Outcome(good, f"exit {code}, {len(lines)} line that says so" if code is not None else "it serves")

@@ -352,7 +352,7 @@ MOST_MIB = 20
 )
 def slow_hosts(site: Site) -> Outcome:
     with slow_host(png(picture())) as host:
-        limits = {"IMAGE_FETCH_TIMEOUT_S": f"{DEADLINE_S}", "MAX_IMAGE_BYTES": "1MiB"}
+        limits = {"IMAGE_FETCH_TIMEOUT_S": f"{site.seconds(DEADLINE_S)}", "MAX_IMAGE_BYTES": "1MiB"}
         with site.own("tests.fakes", IMAGE_URL_ALLOWED_HOSTS=f"127.0.0.1:{host.port}", **limits) as server:
             server.until_status("ok", READY_S)
             with Client(server) as client:
