@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -237,13 +236,3 @@ def process(module: str = "tests.fakes", **environment: str) -> Iterator[Process
         finally:
             running.popen.kill()
             running.popen.wait()
-
-
-@contextmanager
-def reserved_port() -> Iterator[int]:
-    """A loopback port for a server of ours to come and go on. Nobody else is given it meanwhile: it stays bound here, which keeps
-    none away that asks for it by number and reuses addresses."""
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("127.0.0.1", 0))
-        yield sock.getsockname()[1]
