@@ -503,6 +503,16 @@ def test_an_output_that_could_not_be_written_is_refused_before_anything_is_embed
         assert stopped.value.code == Ending.REFUSED and not model.embedded
 
 
+@pytest.mark.parametrize("name", ["bad.jsonl", "bad.ndjson", "listing.jsonl", "lock.npy"])
+def test_an_output_with_the_name_of_a_file_of_the_journal(name: str, tmp_path: Path) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", [*texts(30), b"{", *texts(30)]), tmp_path / name
+    stopped_in_the_middle(source, output)
+    assert run(source, output) == Ending.BAD_ROWS
+    written = read(output)
+    assert len(written.rows) == 60 and [line["row"] for line in written.bad] == [30]
+    assert not leftovers(output)
+
+
 def test_a_folder_that_is_somebody_elses_is_left_alone(tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", texts(3)), tmp_path / "out.parquet"
     parts = tmp_path / "out.parquet.parts"

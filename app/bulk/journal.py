@@ -7,7 +7,8 @@ not at all, so the last part's end is where the run goes on. In it lie:
     manifest.json    input, options and model: written before the first part, never changed
     listing          the paths of a folder of images
     part-FIRST-NEXT.arrow
-    bad.jsonl        the bad rows so far; lines beyond the last part are dropped when the run goes on
+    bad.jsonl        the bad rows so far; lines beyond the last part are dropped when the run goes on. Where OUTPUT is called
+                     bad.jsonl, this is bad.ndjson.
     complete.json    there are no more rows
     finished.json    the output is written, beside this file; what is left is to move it to its place
 """
@@ -33,7 +34,7 @@ from app.bulk.ending import Stopped, refused
 from app.bulk.rows import Cursor, Fault, Id, Row
 
 _PART = re.compile(r"part-(\d+)-(\d+)\.arrow")
-_NAMES = frozenset({"lock", "manifest.json", "bad.jsonl", "complete.json", "finished.json"})
+_NAMES = frozenset({"lock", "manifest.json", "bad.jsonl", "bad.ndjson", "complete.json", "finished.json"})
 _COLUMNS = ["id", "good", "embedding"]
 _INT64 = range(-(1 << 63), 1 << 63)
 
@@ -54,7 +55,8 @@ class Journal:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.folder = output.with_name(f"{output.name}.parts")
-        self.bad_rows = self.folder / "bad.jsonl"
+        # The output is written into the same folder, under its own name.
+        self.bad_rows = self.folder / ("bad.ndjson" if output.name == "bad.jsonl" else "bad.jsonl")
         self.listing = self.folder / "listing"
         self.manifest_file = self.folder / "manifest.json"
         self._complete = self.folder / "complete.json"
