@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.bulk import run as module
+from app.bulk import stream
 from app.bulk.ending import Ending, Stopped
 from app.bulk.journal import Journal, read_part
 from app.bulk.options import Options
@@ -433,6 +434,18 @@ def test_a_run_killed_at_every_point_goes_on(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         kills += int(done.stdout.split()[2])
     assert kills > 20
+
+
+def test_bad_rows_and_long_ids_are_committed_as_soon_as_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "COMMIT_BYTES", 2000)
+    committed: list[int] = []
+    commit = Journal.commit
+    monkeypatch.setattr(Journal, "commit", lambda self, rows, width: committed.append(len(rows)) or commit(self, rows, width))
+    for items, most in (([{"id": row} for row in range(200)], 50), ([{"id": f"{row:0500}"} for row in range(50)], 10)):
+        committed.clear()
+        source = write_lines(tmp_path / "in.jsonl", items)
+        assert run(source, tmp_path / "out.npy", request_rows=5, overwrite=True) == Ending.BAD_ROWS
+        assert sum(committed) == len(items) and max(committed) <= most
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(

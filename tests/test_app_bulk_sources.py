@@ -484,6 +484,27 @@ def test_memory_is_bounded_whatever_the_size(tmp_path: Path) -> None:
         assert peak + arrow < bound, (name, peak, arrow)
 
 
+def test_a_value_that_many_rows_share_is_not_in_memory_as_often(tmp_path: Path) -> None:
+    """In Parquet it may be there once: this file of some kilobytes would be 200 MB."""
+    shared = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["x" * 200_000]))
+    pq.write_table(pa.table({"text": shared}), tmp_path / "in.parquet", store_schema=False)
+    before, most = pa.total_allocated_bytes(), 0
+    tracemalloc.start()
+    try:
+        for _ in opened(tmp_path / "in.parquet").rows(Cursor()):
+            most = max(most, pa.total_allocated_bytes() - before)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak + most < 16 << 20
+
+
+def test_ids_count_as_what_is_in_memory(tmp_path: Path) -> None:
+    """Of a bad row nothing else may be there."""
+    path = write_lines(tmp_path / "in.jsonl", [{"id": "x" * 1000}] * 50)
+    assert [len(group) for group in groups(iter(every(path)), Pace(256), most_bytes=10_100)] == [10] * 5
+
+
 # The journal
 
 

@@ -17,9 +17,10 @@ from app.bulk.items import Columns, ImageFiles, id_of, item_of_record
 from app.bulk.lines import LineFile
 from app.bulk.rows import BadRow, Cursor, Fault, Id, Row
 
-# A batch is as many rows as fill so many bytes, by the row group's average.
+# A batch is as many rows as fill so many bytes, by the row group's average, which tells little of a single row: one large value
+# that many rows share is in the file once. So a batch is small whatever the average.
 _BATCH_BYTES = 4 << 20
-_BATCH_ROWS = 1024
+_BATCH_ROWS = 16
 _BUFFER = 1 << 20
 
 

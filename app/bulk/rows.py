@@ -41,7 +41,7 @@ class Row:
 
     @property
     def num_bytes(self) -> int:
-        return len(self.item or b"")
+        return len(self.item or b"") + (len(self.id) if isinstance(self.id, str) else 0)
 
 
 class BadRow(Exception):

@@ -23,8 +23,8 @@ from app.bulk.rows import Cursor, Fault, Row, Source
 
 # The rows of a request, as JSON, fill no more. Images in base64 come to it; of texts the number of rows is the limit.
 MOST_BYTES = 8 << 20
-# A part is committed when it has so many rows or bytes of vectors, or after so long: that much work a kill loses, beside what is
-# under way.
+# A part is committed when it has so many rows or bytes of vectors and ids, or after so long: that much work a kill loses, beside
+# what is under way.
 COMMIT_ROWS = 65_536
 COMMIT_BYTES = 32 << 20
 COMMIT_EVERY_S = 5.0
@@ -132,8 +132,10 @@ class Stream:
         for row in group:
             answer = row.fault or next(left)
             self._good += not isinstance(answer, Fault)
-            self._pending_bytes += 0 if isinstance(answer, Fault) else answer.nbytes
-            self._pending.append((replace(row, item=None), answer))
+            done = replace(row, item=None)
+            # A bad row takes the place of a vector too.
+            self._pending_bytes += done.num_bytes + 4 * self._dimension
+            self._pending.append((done, answer))
 
     def _is_due(self) -> bool:
         if len(self._pending) >= COMMIT_ROWS or self._pending_bytes >= COMMIT_BYTES:
