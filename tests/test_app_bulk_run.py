@@ -516,6 +516,35 @@ def test_an_output_that_could_not_be_written_is_refused_before_anything_is_embed
         assert stopped.value.code == Ending.REFUSED and not model.embedded
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_names_of_files_need_not_be_text(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / os.fsdecode(b"in\xff.parquet")
+    pq.write_table(pa.table({"id": range(3), "text": [f"text {row}" for row in range(3)]}), tmp_path / "in.parquet")
+    (tmp_path / "in.parquet").rename(source)
+    output = tmp_path / os.fsdecode(b"out\xff" + form.encode())
+    assert run(source, output) == Ending.COMPLETE
+    assert f"out\\udcff{form}: 3 vectors" in capsys.readouterr().out
+    output.with_name(f"{output.name}.meta.json").rename(tmp_path / f"out{form}.meta.json")
+    written = read(output.rename(tmp_path / f"out{form}"))
+    assert written.rows == [0, 1, 2] and np.array_equal(written.vectors, expected([0, 1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "said"),
+    [
+        (f"{'n' * 300}.jsonl", "out.npy", "File name too long"),
+        ("in.jsonl", f"{'n' * 300}/out.npy", "File name too long"),
+        ("pipe.jsonl", "out.npy", "pipe.jsonl is no regular file"),
+    ],
+)
+def test_a_path_that_cannot_be_looked_at_is_refused(source: str, output: str, said: str, tmp_path: Path) -> None:
+    write_lines(tmp_path / "in.jsonl", texts(3))
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(Stopped, match=said) as stopped:
+        run(tmp_path / source, tmp_path / output)
+    assert stopped.value.code == Ending.REFUSED
+
+
 @pytest.mark.parametrize("name", ["bad.jsonl", "bad.ndjson", "listing.jsonl", "lock.npy"])
 def test_an_output_with_the_name_of_a_file_of_the_journal(name: str, tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", [*texts(30), b"{", *texts(30)]), tmp_path / name

@@ -274,6 +274,14 @@ def test_a_folder_of_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert dict(opened(folder).identity) != before
 
 
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"])
+def test_a_name_that_begins_like_a_mark_of_an_encoding_is_a_name(mark: bytes, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    with open(os.fsencode(tmp_path / "photos") + b"/" + mark + b".png", "wb") as file:
+        file.write(b"file")
+    assert [row.item for row in every(tmp_path / "photos")] == [json.dumps({"image": "ZmlsZQ=="}, separators=(",", ":")).encode()]
+
+
 def test_a_long_listing_is_sorted_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.bulk.folder._RUN", 7)
     (tmp_path / "photos").mkdir()

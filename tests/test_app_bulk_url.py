@@ -513,8 +513,9 @@ def test_that_nobody_listens_is_no_failure(listener: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "wrong",
-    [["--limit", "0"], ["--concurrency", "x"], ["--delimiter", ",,"], ["--patience", "-1"], ["--api-key", "sk-x"]],
-    ids=str,
+    [["--limit", "0"], ["--concurrency", "x"], ["--delimiter", ",,"], ["--patience", "-1"], ["--api-key", "sk-x"]]
+    + [[option, "\udcff"] for option in ("--text-column", "--instruction", "--delimiter")],
+    ids=ascii,
 )
 def test_options_that_are_wrong_end_with_2(wrong: list[str], tmp_path: Path) -> None:
     code, _, said = ended(command("in.jsonl", "out.npy", *wrong, folder=tmp_path))

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from app.bulk import durable
+from app.bulk.delimited import readable
 from app.bulk.journal import Journal
 from app.bulk.outputs import WRITERS, ids_beside
 
@@ -39,7 +40,7 @@ def assemble(journal: Journal, check: Callable[[], None]) -> None:
     }
     WRITERS[output.suffix.lower()](journal.folder / output.name, parts, model["dimension"], labels(manifest), check)
     durable.write(beside(journal.folder / output.name, "meta.json"), orjson.dumps(summary, option=orjson.OPT_INDENT_2))
-    files = [name for name in companions(output) if source_of(journal, name).exists()]
+    files = [readable(name) for name in companions(output) if source_of(journal, name).exists()]
     asked = {key: manifest[key] for key in ("version", "input", "options")}
     journal.finish({"summary": summary, "files": files, "asked": asked})
 
@@ -50,7 +51,7 @@ def publish(journal: Journal) -> dict[str, Any]:
     assert finished is not None
     for name in companions(output):
         target, source = output.with_name(name), source_of(journal, name)
-        if name not in finished["files"]:
+        if readable(name) not in finished["files"]:
             target.unlink(missing_ok=True)  # an earlier output's
         elif source.exists():
             durable.move(source, target)

@@ -66,7 +66,7 @@ class Folder:
 
     def rows(self, cursor: Cursor) -> Iterator[Row]:
         number = cursor.row
-        with Lines(self._listing, _LONGEST_PATH, cursor.at) as lines:
+        with Lines(self._listing, _LONGEST_PATH, cursor.at, is_text=False) as lines:
             for line in lines:
                 name = _unescaped(line.removesuffix(b"\n"))
                 item, fault = None, None

@@ -215,7 +215,7 @@ class Journal:
 def open_part(path: Path) -> pa.ipc.RecordBatchFileReader:
     """A part's columns: `id`, `good`, `embedding`. Raises Stopped."""
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        reader = pa.ipc.open_file(pa.memory_map(os.fsencode(path)))
         names = reader.schema.names
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(path, error) from None

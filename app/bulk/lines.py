@@ -27,14 +27,17 @@ class LineTooLong(Exception):
 class Lines:
     """An iterator over lines, their ends included. `at` is the byte after the last one, `number` how many came before it in all.
 
+    Of what `is_text` the first line may begin with a mark of its encoding, which is no part of it.
+
     Raises LineTooLong, after which the next line can be had, and Stopped where the file cannot be read on.
     """
 
-    def __init__(self, path: Path, max_bytes: int, at: int = 0, number: int = 0) -> None:
+    def __init__(self, path: Path, max_bytes: int, at: int = 0, number: int = 0, *, is_text: bool = True) -> None:
         self.path = path
         self.at = at
         self.number = number
         self._max_bytes = max_bytes
+        self._is_text = is_text
         with _reading(path, at):
             self._file: IO[bytes] | gzip.GzipFile = gzip.open(path, "rb") if is_gzip(path) else path.open("rb")  # noqa: SIM115
             self._file.seek(at)
@@ -49,7 +52,7 @@ class Lines:
         return self
 
     def __next__(self) -> bytes:
-        is_first = self.at == 0
+        may_be_marked = self._is_text and self.at == 0
         with _reading(self.path, self.at):
             line = self._file.readline(self._max_bytes + 1)
             self.at += len(line)
@@ -62,9 +65,9 @@ class Lines:
         self.number += 1
         if is_too_long:
             raise LineTooLong
-        if is_first and line.startswith(_UTF16_MARKS):
+        if may_be_marked and line.startswith(_UTF16_MARKS):
             raise refused(f"{self.path} is UTF-16 text; convert it to UTF-8")
-        return line.removeprefix(_UTF8_MARK) if is_first else line
+        return line.removeprefix(_UTF8_MARK) if may_be_marked else line
 
 
 @contextmanager

@@ -79,16 +79,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     rows = parser.add_argument_group("what is read")
     add = rows.add_argument
-    add("--text-column", metavar="NAME", help="column, or key of a line's object, with the text (default: text)")
-    add("--image-column", metavar="NAME", help="with the image (default: image)")
-    add("--instruction-column", metavar="NAME", help="with the row's own instruction (default: instruction)")
-    add("--id-column", metavar="NAME", help="with the row's id (default: id)")
+    add("--text-column", type=text, metavar="NAME", help="column, or key of a line's object, with the text (default: text)")
+    add("--image-column", type=text, metavar="NAME", help="with the image (default: image)")
+    add("--instruction-column", type=text, metavar="NAME", help="with the row's own instruction (default: instruction)")
+    add("--id-column", type=text, metavar="NAME", help="with the row's id (default: id)")
     add("--delimiter", type=one_character, metavar="C", help="between the cells of a CSV (default: , and a tab in .tsv)")
     add("--limit", type=whole(1), metavar="N", help="the first N rows alone")
 
     vectors = parser.add_argument_group("what is made")
     add = vectors.add_argument
-    add("--instruction", metavar="TEXT", help="for every row that has none of its own")
+    add("--instruction", type=text, metavar="TEXT", help="for every row that has none of its own")
     add("--dimensions", type=whole(1), metavar="N", help="keep the first N components, and normalise again")
     add("--truncate", action="store_true", help="cut texts that are too long, which are bad rows otherwise")
     add("--overwrite", action="store_true", help="replace an OUTPUT that is there")
@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     service = parser.add_argument_group("by a running service")
     add = service.add_argument
     add("--url", metavar="URL", help="its address, as http://localhost:6008; its key is the first of API_KEY, a setting")
-    add("--model", metavar="NAME", help="the model to ask it for (default: its own)")
+    add("--model", type=text, metavar="NAME", help="the model to ask it for (default: its own)")
     add("--patience", type=seconds, default=300.0, metavar="SECONDS", help="how long to wait for one that is away (default: 300)")
 
     speed = parser.add_argument_group("how")
@@ -151,8 +151,15 @@ def seconds(text: str) -> float:
     return value
 
 
-def one_character(text: str) -> str:
-    text = "\t" if text == r"\t" else text
-    if len(text) != 1 or text in '\r\n"':
+def text(given: str) -> str:
+    """What a request and the journal can hold."""
+    if given.encode("utf-8", "replace").decode() != given:
+        raise argparse.ArgumentTypeError("is not valid UTF-8 text")
+    return given
+
+
+def one_character(given: str) -> str:
+    character = "\t" if given == r"\t" else text(given)
+    if len(character) != 1 or character in '\r\n"':
         raise argparse.ArgumentTypeError("must be one character")
-    return text
+    return character

@@ -3,6 +3,7 @@ large they are."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ class Parquet(LineFile):
 
     def _opened(self) -> pq.ParquetFile:
         # Buffered beforehand, a row group would be in memory whole.
-        return pq.ParquetFile(self.path, pre_buffer=False, buffer_size=_BUFFER)
+        return pq.ParquetFile(pa.OSFile(os.fsencode(self.path)), pre_buffer=False, buffer_size=_BUFFER)
 
 
 def _row(number: int, identity: Id, item: bytes | None, fault: Fault | None) -> Row:

@@ -67,7 +67,10 @@ class Run:
     async def whole(self) -> int:
         """All that is left to do. Raises Stopped, with a word on how to go on."""
         options, journal = self._options, self._journal
-        check(options)
+        try:
+            check(options)
+        except OSError as error:
+            raise refused(f"{error.filename or options.input} cannot be looked at: {error.strerror}") from None
         interruption = Interruption()
         started = time.monotonic()
         with journal.locked():
@@ -224,8 +227,10 @@ def say(text: str) -> None:
     """A line on stdout. All is done by then: that nobody listens is no failure."""
     if sys.stdout is None:
         return
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        print(text, flush=True)
+        # The name of a file need not be text.
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except OSError as error:
         log.warning("stdout cannot be written (%s): %s", error.strerror, text)
         # What is left in its buffer would fail once more at the process's end, with an exit code of its own.

@@ -30,7 +30,7 @@ def kind_of(path: Path) -> str:
             "or .parquet"
         )
     if not path.is_file():
-        raise refused(f"{path} is not there")
+        raise refused(f"{path} is {'no regular file' if path.exists() else 'not there'}")
     return suffix
 
 
