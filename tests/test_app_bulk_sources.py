@@ -158,6 +158,24 @@ def test_a_table_and_its_columns(tmp_path: Path) -> None:
     assert [told(row) for row in chosen] == [('say "hi",\nyou', {"text": "x"}), ("t", "the row has neither a text nor an image")]
 
 
+def test_lines_that_a_quote_has_taken_in_are_told(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text('text\na\n"b\nc\nd "e"\nf\n"g\nh\n')
+    rows = every(tmp_path / "in.csv")
+    assert [(row.line, row.item, row.fault and row.fault.message.partition("; ")[2]) for row in rows] == [
+        (2, b'{"text":"a"}', None),
+        (3, None, "lines 3 to 5 were read as this row"),
+        (6, b'{"text":"f"}', None),
+        (7, None, "lines 7 to 8 were read as this row"),
+    ]
+
+
+@pytest.mark.parametrize("data", ["", "\ntext\na\n"])
+def test_a_table_without_a_header_is_told(data: str, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text(data)
+    with pytest.raises(Stopped, match="has no header"):
+        opened(tmp_path / "in.csv")
+
+
 def test_rows_of_a_table_that_are_bad(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_bytes(
@@ -187,7 +205,7 @@ def test_rows_of_a_table_that_are_bad(tmp_path: Path) -> None:
     [
         ("a,b", Columns(), "neither a column 'text' nor one 'image'"),
         ("text", Columns(image="picture"), "no column 'picture'; it has 'text'"),
-        ("", Columns(), "neither"),
+        ("", Columns(), "has no header"),
     ],
 )
 def test_a_table_without_the_columns_is_refused(header: str, columns: Columns, said: str, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ class Delimited(LineFile):
             except (csv.Error, LineTooLong) as error:
                 raise refused(f"{path} has no readable header: {error or 'its first line is too long'}") from None
             self._first = Cursor(0, lines.at, lines.number)
+        if not self._header:
+            raise refused(f"{path} has no header: its first line is empty, or not there")
         if any("\0" in name or readable(name) != name for name in self._header):
             raise refused(f"{path} has a header that is not UTF-8 text")
         self._columns = columns.found_in(self._header, str(path))
@@ -50,7 +52,7 @@ class Delimited(LineFile):
                     identity = readable(record.get(self._columns.id or ""))
                     item = item_of_record(record, self._columns, self._files)
                 except csv.Error as error:
-                    fault = Fault(f"the row is not valid CSV: {_reason(error)}")
+                    fault = Fault(f"the row is not valid CSV: {_reason(error)}{_swallowed(line, lines.number)}")
                 except LineTooLong:
                     fault = Fault(f"a line has more than {self._max_bytes:,} bytes, which is the limit (MAX_REQUEST_BYTES)")
                 except BadRow as error:
@@ -77,6 +79,11 @@ def readable(text: str | None) -> str | None:
 
 def _decoded(line: bytes) -> str:
     return line.decode("utf-8", "surrogateescape")
+
+
+def _swallowed(line: int, last: int) -> str:
+    """What went with the row, for a quote that is not closed takes in all up to the next one."""
+    return f"; lines {line:,} to {last:,} were read as this row" if last > line else ""
 
 
 def _reason(error: csv.Error) -> str:
