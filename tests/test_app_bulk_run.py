@@ -19,7 +19,9 @@ import pytest
 
 from app.bulk import run as module
 from app.bulk import stream
+from app.bulk.embedder import Answer
 from app.bulk.ending import Ending, Stopped
+from app.bulk.in_process import InProcess
 from app.bulk.journal import Journal, read_part
 from app.bulk.options import Options
 from app.bulk.run import Run
@@ -148,6 +150,22 @@ def test_what_was_asked_for_is_asked(tmp_path: Path) -> None:
     (bad,) = read(tmp_path / "a.npy").bad
     assert bad["row"] == 2 and "limit is 50" in bad["reason"]
     assert run(source, tmp_path / "b.npy", model, settings, truncate=True) == Ending.COMPLETE
+
+
+def test_numbers_make_no_later_request_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request of nothing else is refused whole, as one that has too many inputs is."""
+    sizes: list[int] = []
+    post = InProcess.post
+
+    async def counted(self: InProcess, body: bytes) -> Answer:
+        sizes.append(len(json.loads(body)["input"]))
+        return await post(self, body)
+
+    monkeypatch.setattr(InProcess, "post", counted)
+    source = write_lines(tmp_path / "in.jsonl", [*([1, 2, 3] for _ in range(40)), 5, *texts(300)])
+    assert run(source, tmp_path / "out.npy", concurrency=1) == Ending.BAD_ROWS
+    assert read(tmp_path / "out.npy").rows == list(range(41, 341))
+    assert len(sizes) < 120 and max(sizes[66:]) > 100, sizes
 
 
 def test_an_input_that_breaks_the_model_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

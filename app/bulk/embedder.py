@@ -118,6 +118,7 @@ class Embedder:
     async def embed(self, items: Sequence[bytes]) -> list[Vector | Fault]:
         """The vector of each item, or why it has none. Raises Stopped."""
         rows: dict[int, Vector | Fault] = {}
+        refused_rows = 0
         # Places of items that are asked for together, the next ones last.
         waiting: list[Sequence[int]] = [range(len(items))]
         while waiting:
@@ -128,8 +129,11 @@ class Embedder:
             if not places:
                 continue
             answer = await self._ask([items[place] for place in places])
+            if answer.status == 200 and len(places) < refused_rows:
+                self._most_rows, refused_rows = min(self._most_rows, len(places)), 0
             if len(places) == 1:
-                rows[places[0]] = await self._alone(items[places[0]], answer)
+                rows[places[0]] = row = await self._alone(items[places[0]], answer)
+                refused_rows = 0 if isinstance(row, Fault) else refused_rows
                 continue
             again: Sequence[int] = places
             if answer.status == 200:
@@ -138,6 +142,7 @@ class Embedder:
                 again = [place for place in places if place not in settled]
             else:
                 self._learn(answer, [items[place] for place in places])
+                refused_rows = len(places) if _may_be_too_many(answer) else 0
             if len(again) < len(places):
                 self._given_up = 0
                 waiting.append(again)
@@ -189,10 +194,11 @@ class Embedder:
         return answer.status == 200 and not isinstance(answer.rows[0], Problem)
 
     def _learn(self, answer: Answer, items: Sequence[bytes]) -> None:
-        """What was too much is not asked for again. A 400 for some item tells nothing of how many there may be."""
+        """What was too much is not asked for again. A 400 tells nothing of how many there may be: it may be about some item, or
+        about all (numbers are taken for tokens), until fewer are accepted."""
         if answer.status == 413:
             self._most_bytes = min(self._most_bytes, max(_SMALLEST_BODY, sum(map(len, items)) // 2))
-        elif answer.status == 504 or answer.problem.param == "input":
+        elif answer.status == 504:
             self._most_rows = min(self._most_rows, max(1, len(items) // 2))
 
     async def _ask(self, items: Sequence[bytes]) -> Answer:
@@ -238,6 +244,10 @@ class Embedder:
             raise refused(f"{name} has another model now: its fingerprint is {answer.fingerprint}, not {self._model.fingerprint}")
         if any(not isinstance(row, Problem) and len(row) != self._model.dimension for row in answer.rows):
             raise refused(f"{name} answers vectors of another length than {self._model.dimension}")
+
+
+def _may_be_too_many(answer: Answer) -> bool:
+    return answer.status == 400 and answer.problem.param == "input"
 
 
 def is_settled(row: Vector | Problem) -> bool:
