@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from app.bulk.ending import Ending, Stopped
 from app.bulk.in_process import InProcess
 from app.bulk.journal import Journal, read_part
 from app.bulk.options import Options
+from app.bulk.progress import Progress
 from app.bulk.run import Run
 from models.base import DeviceUnavailable, ModelLoadError
 from tests.bulk_runs import leftovers, read, run, write_lines
@@ -478,6 +481,17 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(
     assert len(lines) == 4
     assert lines[0].startswith("10 rows, ") and lines[0].endswith(" left") and "rows/s, 3" in lines[0]
     assert lines[3].startswith("31 rows, ") and "1 bad, 100%" in lines[3]
+
+
+@pytest.mark.parametrize("total", [100, None])
+def test_the_bar(total: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress(total, 0, quiet=False) as progress:
+        progress.advance(50, 5, 1005, 2)
+    shown = terminal.getvalue().rpartition("\r")[2]
+    assert re.fullmatch(r"( 50%\|.*\| )?1,005 rows, [\d,]+ rows/s, 2 bad \[00:00(<00:00)?\]\s*", shown), shown
 
 
 # What must not be touched, and what is damaged

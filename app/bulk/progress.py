@@ -14,8 +14,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 log = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 10.0
-_KNOWN = "{percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
-_UNKNOWN = "{postfix} [{elapsed}]"
+_KNOWN = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
+_UNKNOWN = "{desc} [{elapsed}]"
 
 
 class Progress:
@@ -54,7 +54,7 @@ class Progress:
         """`done` of the total now; `rows` rows more, of which there are `all_rows` with earlier runs', and `bad` of those bad."""
         self._rows += rows
         told = f"{all_rows:,} rows, {self.rate():,.0f} rows/s" + (f", {bad:,} bad" if bad else "")
-        self._bar.set_postfix_str(told, refresh=False)
+        self._bar.set_description_str(told, refresh=False)
         self._bar.update(done - self._done)
         self._done = done
         now = time.monotonic()
