@@ -260,6 +260,18 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert not leftovers(output)
 
 
+def test_an_output_that_came_while_the_run_was_stopped_stays(tmp_path: Path) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
+    stopped_in_the_middle(source, output)
+    output.write_bytes(b"dear")
+    with pytest.raises(Stopped, match="--overwrite replaces it") as stopped:
+        run(source, output)
+    assert stopped.value.code == Ending.REFUSED and output.read_bytes() == b"dear"
+    model = FakeModel()
+    assert run(source, output, model, overwrite=True) == Ending.COMPLETE
+    assert model.embedded < 100
+
+
 def test_a_run_does_not_go_on_with_something_else(tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
     stopped_in_the_middle(source, output)

@@ -97,7 +97,7 @@ class Run:
         options, journal = self._options, self._journal
         # What is discarded goes when the new run begins, and not before: it may be refused.
         known = None if options.restart else journal.manifest()
-        if known is None and options.output.exists() and not options.overwrite:
+        if options.output.exists() and not options.overwrite:
             raise refused(f"{options.output} exists; --overwrite replaces it")
         source = await asyncio.to_thread(self._opened, interruption)
         asked = self._asked(source)
