@@ -260,6 +260,15 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert not leftovers(output)
 
 
+def test_a_run_that_cuts_texts_goes_on_under_the_same_limit_alone(tmp_path: Path) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
+    stopped_in_the_middle(source, output, truncate=True)
+    with pytest.raises(Stopped, match="MAX_INPUT_TOKENS") as stopped:
+        run(source, output, truncate=True, settings={"max_input_tokens": 7})
+    assert stopped.value.code == Ending.REFUSED
+    assert run(source, output, truncate=True) == Ending.COMPLETE
+
+
 def test_an_output_that_came_while_the_run_was_stopped_stays(tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
     stopped_in_the_middle(source, output)

@@ -122,7 +122,11 @@ class Run:
 
     def _asked(self, source: Source) -> dict[str, Any]:
         """What a run may go on under, and no other."""
-        return {"version": VERSION, "input": dict(source.identity), "options": self._options.decisive()}
+        options = self._options.decisive()
+        if self._options.truncate and self._options.url is None:
+            # Where a text is cut. That of a service is its own, and not known.
+            options["MAX_INPUT_TOKENS"] = self._settings.max_input_tokens
+        return {"version": VERSION, "input": dict(source.identity), "options": options}
 
     def _opened(self, interruption: Interruption) -> Source:
         options, settings = self._options, self._settings
