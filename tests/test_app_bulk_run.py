@@ -266,6 +266,8 @@ def test_a_run_that_cuts_texts_goes_on_under_the_same_limit_alone(tmp_path: Path
     with pytest.raises(Stopped, match="MAX_INPUT_TOKENS") as stopped:
         run(source, output, truncate=True, settings={"max_input_tokens": 7})
     assert stopped.value.code == Ending.REFUSED
+    with pytest.raises(Stopped, match=r"other options \(MAX_INPUT_TOKENS\)"):
+        run(source, output, truncate=True, url="http://127.0.0.1:9")
     assert run(source, output, truncate=True) == Ending.COMPLETE
 
 
@@ -292,6 +294,7 @@ def test_a_run_does_not_go_on_with_something_else(tmp_path: Path) -> None:
         assert Journal(output).parts()
 
     refused(r"other options \(instruction\)", instruction="another")
+    refused(r"other options \(MAX_INPUT_TOKENS, truncate\)", truncate=True)
     refused(r"other options \(columns\)", columns=("text", None, None, None))
     refused("began with the model .* and this is", FakeModel(width=32))
     kept = source.stat()
@@ -301,6 +304,18 @@ def test_a_run_does_not_go_on_with_something_else(tmp_path: Path) -> None:
     refused("another INPUT")
     assert run(source, output, restart=True) == Ending.COMPLETE
     assert np.array_equal(np.load(output)[5], FakeModel().vector("text 6"))
+
+
+def test_a_run_that_has_done_nothing_binds_no_other(tmp_path: Path) -> None:
+    """Its input cannot be read; the next command has another, and other options."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.npy"
+    source.write_text("a text\n", "utf-16")
+    with pytest.raises(Stopped, match="convert it to UTF-8"):
+        run(source, output)
+    other = write_lines(tmp_path / "other.jsonl", texts(3))
+    assert run(other, output, FakeModel(width=32), instruction="another") == Ending.COMPLETE
+    assert np.load(output).shape == (3, 32)
+    assert not leftovers(output)
 
 
 def test_an_input_that_changes_meanwhile_ends_the_run(tmp_path: Path) -> None:

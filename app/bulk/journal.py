@@ -99,6 +99,10 @@ class Journal:
         found = (_PART.fullmatch(name) for name in os.listdir(self.folder))
         return max((int(match[2]) for match in found if match), default=0)
 
+    def has_work(self) -> bool:
+        """Whether a run has come to anything: to a row, or to the end of an input without any."""
+        return self.rows_kept() > 0 or self.complete()
+
     def manifest(self) -> dict[str, Any] | None:
         return _read(self.manifest_file)
 

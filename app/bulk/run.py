@@ -95,8 +95,8 @@ class Run:
     async def _rows(self, interruption: Interruption) -> None:
         """Embed and commit what is not committed yet. Raises Stopped."""
         options, journal = self._options, self._journal
-        # What is discarded goes when the new run begins, and not before: it may be refused.
-        known = None if options.restart else journal.manifest()
+        # What is discarded goes when the new run begins, and not before: it may be refused. One that has done nothing binds none.
+        known = journal.manifest() if journal.has_work() and not options.restart else None
         if options.output.exists() and not options.overwrite:
             raise refused(f"{options.output} exists; --overwrite replaces it")
         source = await asyncio.to_thread(self._opened, interruption)
@@ -198,7 +198,8 @@ def compare(known: Mapping[str, Any], asked: Mapping[str, Any], journal: Journal
     elif known["input"] != asked["input"]:
         what = "another INPUT, or INPUT has changed since"
     elif known["options"] != asked["options"]:
-        changed = (name for name, value in asked["options"].items() if known["options"].get(name) != value)
+        before, now = known["options"], asked["options"]
+        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         what = f"other options ({', '.join(changed)})"
     if what:
         raise refused(f"the run in {journal.folder} began with {what}; --restart discards what it has done")
