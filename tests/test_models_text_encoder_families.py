@@ -419,6 +419,23 @@ def test_what_config_json_may_say(tmp_path: Path, kind: str, changes: dict[str, 
 MATTERS = {"hidden_act", "activation", "rope_parameters", "layer_types", "hidden_activation"}
 
 
+@pytest.mark.parametrize("activation", ["prelu", "xielu"])
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "mpnet", "xlm-roberta"])
+def test_an_activation_with_weights_of_its_own(tmp_path: Path, kind: str, activation: str) -> None:
+    plain = config_of(kind, tokenizer_of(kind))
+    name = "hidden_activation" if kind == "modernbert" else "hidden_act"
+    model = draw_model(type(plain)(**{**plain.to_dict(), name: activation}))
+    folder = write_checkpoint(tmp_path / "model", kind, model=model)
+    same(embed(load(folder), TEXTS), oracle(folder, TEXTS))
+
+
+def test_a_name_for_the_activation_that_is_another_familys(tmp_path: Path) -> None:
+    """DistilBERT's is `activation`."""
+    folder = write_checkpoint(tmp_path / "model", "distilbert")
+    write_json(folder / "config.json", {**json.loads((folder / "config.json").read_text()), "hidden_act": "relu"})
+    same(embed(load(folder), TEXTS), oracle(folder, TEXTS))
+
+
 @pytest.mark.parametrize(("kind", "padding"), [("roberta", 0), ("xlm-roberta", 5), ("mpnet", 8)])
 def test_a_padding_token_that_is_not_the_tokenizers(tmp_path: Path, kind: str, padding: int) -> None:
     """These models count no place for config.json's padding token, and here texts have it: their own modules know."""
