@@ -409,6 +409,15 @@ def test_an_encoder_that_sees_only_what_is_before(tmp_path: Path, kind: str) -> 
     same(embed(load(folder), TEXTS), oracle(folder, TEXTS))
 
 
+@pytest.mark.parametrize("causal", [None, 0])
+def test_a_decoder_that_does_not_say_what_it_sees(tmp_path: Path, causal: Any) -> None:
+    """As a number the library's modules take it in some batches alone; as null they see both ways in those that have padding."""
+    folder = write_checkpoint(tmp_path / "model", "qwen3")
+    write_json(folder / "config.json", {**json.loads((folder / "config.json").read_text()), "is_causal": causal})
+    with pytest.raises(ModelLoadError, match=r"would depend on the other inputs of its batch \(is_causal\)"):
+        load(folder)
+
+
 def yarn(factor: float) -> dict[str, Any]:
     return {"rope_type": "yarn", "rope_theta": 5000.0, "factor": factor, "original_max_position_embeddings": 32}
 
