@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, processors
 
 from models import rates
 from models.base import EmbeddingInput, EmbeddingModel, ModelLoadError
@@ -297,6 +298,43 @@ def test_prompts(tmp_path: Path, family_of_two: str, include: bool) -> None:
     assert cosines(embed(model, texts, ""), embed(model, texts)).min() < 0.99
 
 
+WITHOUT_END = {
+    "nothing": ("$A", []),
+    "no end": ("[CLS] $A", ["[CLS]"]),
+    "two ends": ("[CLS] $A [SEP] [MASK]", ["[CLS]", "[SEP]", "[MASK]"]),
+    "a word at the end": ("[CLS] $A river", ["[CLS]", "river"]),
+    "a word before": ("[CLS] the a $A a [SEP]", ["[CLS]", "the", "a", "[SEP]"]),
+}
+
+
+@pytest.mark.parametrize("template", WITHOUT_END)
+@pytest.mark.parametrize("prompt", ["the river ", "the unknown ☃ "])
+def test_a_prompt_that_is_not_pooled_under_other_templates(tmp_path: Path, template: str, prompt: str) -> None:
+    """The library leaves one token out of its count where the last is special: whether it is the template's, and its only one, or
+    the prompt's unknown word."""
+    pooling = {"pooling_mode": ["cls", "mean"], "include_prompt": False, "embedding_dimension": WIDTH}
+    folder = write_checkpoint(tmp_path / "model", pooling=pooling)
+    write_template(folder, *WITHOUT_END[template])
+    # Of no text it pools nothing, or what it reads of the prompt.
+    texts = [*TEXTS[1:], "☃ town"]
+    same(embed(load(folder), texts, prompt), oracle(folder, texts, prompt))
+    same(embed(load(folder), texts), oracle(folder, texts))
+
+
+def test_a_template_that_reads_a_text_twice_is_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    write_template(folder, "[CLS] $A [SEP] $A", ["[CLS]", "[SEP]"])
+    with pytest.raises(ModelLoadError, match="its tokenizer does more to a text than put tokens before and after it"):
+        load(folder)
+
+
+def write_template(folder: Path, single: str, names: list[str]) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokens = [(name, tokenizer.token_to_id(name)) for name in names]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=tokens)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def test_one_text_under_two_prompts_that_are_not_pooled_is_two_inputs(tmp_path: Path) -> None:
     """The same tokens, and not the same vector."""
     pooling = {"pooling_mode": "cls", "include_prompt": False, "embedding_dimension": WIDTH}
@@ -371,6 +409,15 @@ def test_an_encoder_that_sees_only_what_is_before(tmp_path: Path, kind: str) -> 
     same(embed(load(folder), TEXTS), oracle(folder, TEXTS))
 
 
+@pytest.mark.parametrize("causal", [None, 0])
+def test_a_decoder_that_does_not_say_what_it_sees(tmp_path: Path, causal: Any) -> None:
+    """As a number the library's modules take it in some batches alone; as null they see both ways in those that have padding."""
+    folder = write_checkpoint(tmp_path / "model", "qwen3")
+    write_json(folder / "config.json", {**json.loads((folder / "config.json").read_text()), "is_causal": causal})
+    with pytest.raises(ModelLoadError, match=r"would depend on the other inputs of its batch \(is_causal\)"):
+        load(folder)
+
+
 def yarn(factor: float) -> dict[str, Any]:
     return {"rope_type": "yarn", "rope_theta": 5000.0, "factor": factor, "original_max_position_embeddings": 32}
 
@@ -419,16 +466,36 @@ def test_what_config_json_may_say(tmp_path: Path, kind: str, changes: dict[str, 
 MATTERS = {"hidden_act", "activation", "rope_parameters", "layer_types", "hidden_activation"}
 
 
-@pytest.mark.parametrize(("kind", "padding"), [("roberta", 0), ("xlm-roberta", 5), ("mpnet", 8)])
+@pytest.mark.parametrize("activation", ["prelu", "xielu"])
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "mpnet", "xlm-roberta"])
+def test_an_activation_with_weights_of_its_own(tmp_path: Path, kind: str, activation: str) -> None:
+    plain = config_of(kind, tokenizer_of(kind))
+    name = "hidden_activation" if kind == "modernbert" else "hidden_act"
+    model = draw_model(type(plain)(**{**plain.to_dict(), name: activation}))
+    folder = write_checkpoint(tmp_path / "model", kind, model=model)
+    same(embed(load(folder), TEXTS), oracle(folder, TEXTS))
+
+
+def test_a_name_for_the_activation_that_is_another_familys(tmp_path: Path) -> None:
+    """DistilBERT's is `activation`."""
+    folder = write_checkpoint(tmp_path / "model", "distilbert")
+    write_json(folder / "config.json", {**json.loads((folder / "config.json").read_text()), "hidden_act": "relu"})
+    same(embed(load(folder), TEXTS), oracle(folder, TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("kind", "padding"), [("roberta", 0), ("xlm-roberta", 5), pytest.param("xlm-roberta", 3, id="the unknown"), ("mpnet", 8)]
+)
 def test_a_padding_token_that_is_not_the_tokenizers(tmp_path: Path, kind: str, padding: int) -> None:
     """These models count no place for config.json's padding token, and here texts have it: their own modules know."""
     plain = config_of(kind, tokenizer_of(kind))
     config = type(plain)(**{**plain.to_dict(), "pad_token_id": padding})
     folder = write_checkpoint(tmp_path / "model", kind, model=draw_model(config), transformer={"max_seq_length": 100})
     model = load(folder)
-    ids = {id for text in TEXTS for id in model.prepare(EmbeddingInput((text,), truncate=True)).token_ids.tolist()}
+    texts = [*TEXTS, "☃ on a window"]
+    ids = {id for text in texts for id in model.prepare(EmbeddingInput((text,), truncate=True)).token_ids.tolist()}
     assert padding in ids
-    same(embed(model, TEXTS), oracle(folder, TEXTS))
+    same(embed(model, texts), oracle(folder, texts))
 
 
 @pytest.mark.parametrize("kind", OF_OLD)

@@ -116,6 +116,7 @@ STRANGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a module of the checkpoint's own": (
         lambda f: rename_module(f, 0, type="custom_st.Transformer"), "'custom_st.Transformer', which is code of .* never run"
     ),
+    "two modules of one name": (lambda f: rename_module(f, 3, name="2"), "modules.json has two modules of one name"),
     "a transformer elsewhere": (lambda f: rename_module(f, 0, path="0_Transformer"), "a folder of its own, '0_Transformer'"),
     "a module outside": (lambda f: rename_module(f, 1, path="../elsewhere"), "a folder outside, '../elsewhere'"),
     "an unknown pooling mode": (
@@ -282,6 +283,14 @@ def test_a_tokenizer_that_cuts_the_beginning_is_told_of(folder: Path, caplog: py
     change(folder / "tokenizer_config.json", truncation_side="left")
     load(folder)
     assert "its tokenizer cuts a text's beginning; here `truncate` cuts its end" in caplog.text
+
+
+def test_special_tokens_that_are_words_are_told_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load(folder)
+    assert "that are words" not in caplog.text
+    change(folder / "tokenizer_config.json", extra_special_tokens=["river", "[Q]"])
+    load(folder)
+    assert "its tokenizer has special tokens that are words (river)" in caplog.text
 
 
 def test_a_tokenizer_that_gives_types(folder: Path) -> None:

@@ -43,6 +43,8 @@ def test_what_the_library_itself_writes_is_understood(folder: Path) -> None:
         pytest.param({"max_seq_length": None}, id="none"),
         pytest.param({"max_seq_length": 60, "tokenizer_args": {"model_max_length": 40}}, id="an argument before it"),
         pytest.param({"processor_kwargs": {"model_max_length": 50, "padding_side": "left"}}, id="an argument alone"),
+        pytest.param({"processor_kwargs": {"model_max_length": 30}, "tokenizer_args": {"model_max_length": 60}}, id="both names"),
+        pytest.param({"processor_kwargs": {"model_max_length": 30}, "tokenizer_args": {}}, id="the old name, and nothing in it"),
         pytest.param({"max_seq_length": 40, "model_args": {"torch_dtype": "float32"}, "config_args": {}}, id="of no matter"),
         pytest.param({"transformer_task": "feature-extraction", "modality_config": {"text": TEXT},
                       "module_output_name": "token_embeddings", "query_length": 5}, id="today's"),
@@ -68,6 +70,10 @@ def test_the_names_of_old(folder: Path, name: str) -> None:
         ({"modality_config": {"text": TEXT, "message": TEXT}, "module_output_name": "token_embeddings"}, "modality_config has"),
         ({"processing_kwargs": {"text": {"max_length": 8}}}, "processing_kwargs has"),
         ({"tokenizer_args": {"truncation_side": "left"}}, "tokenizer_args has truncation_side"),
+        (
+            {"max_seq_length": 40, "tokenizer_args": {"model_max_length": None}},
+            "model_max_length is None, which takes every limit",
+        ),
         ({"config_args": {"num_hidden_layers": 1}}, "config_args has num_hidden_layers"),
         ({"model_kwargs": {"rotary_scaling_factor": 2}}, "model_kwargs has rotary_scaling_factor"),
         ({"lower": True}, "lower has True, which this server does not follow"),
@@ -99,6 +105,13 @@ def test_vectors_are_cut_where_the_folder_says_so(tmp_path: Path, heads: list[An
     model = load(folder)
     assert model.info.width == min(width, 30 if heads else WIDTH)
     same(embed(model, TEXTS), oracle(folder, TEXTS))
+
+
+@pytest.mark.parametrize("width", [0, -5, True, 7.0, "16"])
+def test_a_cut_that_is_no_number_of_components(folder: Path, width: Any) -> None:
+    write_json(folder / "config_sentence_transformers.json", {"truncate_dim": width})
+    with pytest.raises(ModelLoadError, match=r"truncate_dim is .*, which is no number of components"):
+        load(folder)
 
 
 @pytest.mark.parametrize("name", ["query", "document"])

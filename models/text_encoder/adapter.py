@@ -136,7 +136,7 @@ class TextEmbedding:
             token_ids=np.array(fitted.ids, dtype=np.int64),
             truncated=fitted.truncated,
             prefix_tokens=min(self._tokenizer.shared_tokens(prompt.before, fitted.ids), count - 1) if shared else 0,
-            unpooled_tokens=min(self._tokenizer.tokens_before(prompt.before), count - 1) if unpooled else 0,
+            unpooled_tokens=min(self._tokenizer.unpooled_tokens(prompt.before), count - 1) if unpooled else 0,
         )
 
     def describe(self, item: EmbeddingInput) -> Description:

@@ -98,6 +98,9 @@ def _modules(path: Path) -> list[Module]:
             f"{path}: modules.json lists {', '.join(kinds) or 'nothing'}; known are a Transformer, a Pooling, and after them "
             f"any of {', '.join(HEADS)}"
         )
+    if len({str(row.get("name")) for row in rows}) < len(rows):
+        # The library keeps the last of one name, in the place of the first.
+        raise ModelLoadError(f"{path}: modules.json has two modules of one name")
     if rows[0]["path"] not in ("", "."):
         raise ModelLoadError(
             f"{path}: modules.json has the transformer in a folder of its own, {rows[0]['path']!r}; put it beside"

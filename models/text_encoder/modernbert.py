@@ -3,12 +3,12 @@ alone. transformers' ModernBertModel is the reference."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers.activations import ACT2FN
 
 from models.packed.attention import AttentionKernel, Send
 from models.packed.masks import Window
@@ -28,6 +28,7 @@ class Layer:
     out: Linear
     norm: Norm
     up: Linear
+    activation: Callable[[torch.Tensor], torch.Tensor]
     down: Linear
 
     @classmethod
@@ -39,6 +40,7 @@ class Layer:
             out=Linear.take(module.attn.Wo),
             norm=Norm.take(module.mlp_norm),
             up=Linear.take(module.mlp.Wi),
+            activation=module.mlp.act,
             down=Linear.take(module.mlp.Wo),
         )
 
@@ -54,7 +56,6 @@ class ModernBertEncoder:
         self._layers = [Layer.take(layer) for layer in model.layers]
         self._last_norm = Norm.take(model.final_norm)
         self._rotary = model.rotary_emb
-        self._activation = ACT2FN[config.hidden_activation]
         self._heads: int = config.num_attention_heads
         self._window = Window(config.sliding_window, self._words.device)
 
@@ -74,7 +75,7 @@ class ModernBertEncoder:
             attend = local if layer.kind == LOCAL else whole
             hidden = hidden + layer.out(attend(_turn(q, cos, sin), _turn(k, cos, sin), v, q.shape[-1] ** -0.5))
             up, gate = layer.up(layer.norm(hidden)).chunk(2, dim=-1)
-            hidden = hidden + layer.down(self._activation(up) * gate)
+            hidden = hidden + layer.down(layer.activation(up) * gate)
         return self._last_norm(hidden)
 
 

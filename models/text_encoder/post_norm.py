@@ -7,12 +7,12 @@ where places are counted from, and MPNet adds a bias to the scores by how far ap
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers.activations import ACT2FN
 
 from models.packed.attention import AttentionKernel, Send
 from models.packed.masks import masked
@@ -30,6 +30,7 @@ class Names:
     out: str
     attention_norm: str
     up: str
+    activation: str
     down: str
     norm: str
 
@@ -42,6 +43,7 @@ _BERT = Names(
     out="attention.output.dense",
     attention_norm="attention.output.LayerNorm",
     up="intermediate.dense",
+    activation="intermediate.intermediate_act_fn",
     down="output.dense",
     norm="output.LayerNorm",
 )
@@ -53,6 +55,7 @@ _MPNET = Names(
     out="attention.attn.o",
     attention_norm="attention.LayerNorm",
     up="intermediate.dense",
+    activation="intermediate.intermediate_act_fn",
     down="output.dense",
     norm="output.LayerNorm",
 )
@@ -64,6 +67,7 @@ _DISTILBERT = Names(
     out="attention.out_lin",
     attention_norm="sa_layer_norm",
     up="ffn.lin1",
+    activation="ffn.activation",
     down="ffn.lin2",
     norm="output_layer_norm",
 )
@@ -118,6 +122,7 @@ class Layer:
     out: Linear
     attention_norm: Norm
     up: Linear
+    activation: Callable[[torch.Tensor], torch.Tensor]
     down: Linear
     norm: Norm
 
@@ -129,6 +134,8 @@ class Layer:
             out=Linear.take(part(names.out)),
             attention_norm=Norm.take(part(names.attention_norm)),
             up=Linear.take(part(names.up)),
+            # Some have weights of their own in every layer.
+            activation=part(names.activation),
             down=Linear.take(part(names.down)),
             norm=Norm.take(part(names.norm)),
         )
@@ -149,7 +156,6 @@ class PostNormEncoder:
         self._places = places if types is None else places + types.weight.data[0]
         self._norm = Norm.take(embeddings.LayerNorm)
         self._layers = [Layer.take(layer, names) for layer in model.get_submodule(names.layers)]
-        self._activation = ACT2FN[getattr(config, "hidden_act", None) or config.activation]
         self._heads: int = config.num_attention_heads
         self._distances = _Distances(model.encoder) if config.model_type == "mpnet" else None
 
@@ -164,7 +170,7 @@ class PostNormEncoder:
             q, k, v = layer.qkv(hidden).view(len(hidden), 3, self._heads, -1).unbind(1)
             attended = attend(q, k, v, q.shape[-1] ** -0.5)
             hidden = layer.attention_norm(layer.out(attended).add_(hidden))
-            hidden = layer.norm(layer.down(self._activation(layer.up(hidden))).add_(hidden))
+            hidden = layer.norm(layer.down(layer.activation(layer.up(hidden))).add_(hidden))
         return hidden
 
 

@@ -84,19 +84,26 @@ class TextTokenizer:
         self._head, self._tail = self._template()
         # Those that no input has: neither text nor template.
         special = {token["id"]: token["content"] for token in own["added_tokens"] if token["special"]}
-        self._unread = {id for id, name in special.items() if name != own["model"].get("unk_token")} - {*self._head, *self._tail}
+        unknown, place = (own["model"].get(key) for key in ("unk_token", "unk_id"))
+        self._unread = {id for id, name in special.items() if name != unknown} - {place, *self._head, *self._tail}
+        self._stock_specials = frozenset(stock.all_special_ids)
         self._count_before = lru_cache(maxsize=1024)(lambda before: len(self._encode([before])[0]))
         self._ids_before = lru_cache(maxsize=1024)(lambda before: self._encode([before])[0])
 
     def _template(self) -> tuple[list[int], list[int]]:
         """What the tokenizer's own post-processor puts before and after a text."""
-        bares = ((text, self._tokenizer.encode(text, add_special_tokens=False).ids) for text in ("a", "1", ".", "的"))
-        text, bare = next(((text, ids) for text, ids in bares if ids), ("", []))
-        if not bare:
+        bare, whole = (
+            [self._tokenizer.encode(text, add_special_tokens=added).ids for text in ("a", "1", ".", "的")]
+            for added in (False, True)
+        )
+        if not any(bare):
             raise ModelLoadError("its tokenizer makes no token of any text")
-        whole = self._tokenizer.encode(text, add_special_tokens=True).ids
-        start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-        return whole[:start], whole[start + len(bare) :]
+        # A template may hold what is a text's token elsewhere: it is the one that fits all of them.
+        for start in range(len(whole[0]) - len(bare[0]) + 1):
+            head, tail = whole[0][:start], whole[0][start + len(bare[0]) :]
+            if all(found == [*head, *ids, *tail] for ids, found in zip(bare, whole, strict=True)):
+                return head, tail
+        raise ModelLoadError("its tokenizer does more to a text than put tokens before and after it")
 
     def may_read(self, token_id: int) -> bool:
         """Whether an input may have a token: not where it is special, and no part of the template."""
@@ -162,6 +169,13 @@ class TextTokenizer:
         """How many of a prompt's first tokens are those before its text, the template's first ones included."""
         count = self._count_before if len(before) <= _REPEATED_CHARACTERS else self._count_before.__wrapped__
         return len(self._head) + (count(before) if before else 0)
+
+    def unpooled_tokens(self, before: str) -> int:
+        """How many of a prompt's first tokens are not pooled, where what stands before the text is not. As the library counts:
+        all that its tokenizer makes of that alone, less one if the last is special, be it one of several or the unknown token."""
+        read = self._ids_before if len(before) <= _REPEATED_CHARACTERS else self._ids_before.__wrapped__
+        ids = [*self._head, *read(before), *self._tail]
+        return len(ids) - (bool(ids) and ids[-1] in self._stock_specials)
 
     def shared_tokens(self, before: str, ids: Sequence[int]) -> int:
         """How many of a prompt's ids every prompt with this beginning has: its last word may merge with the text's first."""

@@ -24,8 +24,9 @@ def refuse_own_code(path: Path) -> None:
 
 def check_sight(path: Path, config: Any) -> None:
     """Raises ModelLoadError for an encoder whose config.json has `is_causal`: transformers' modules follow it in a batch without
-    padding, and not in one that has some."""
-    if config.model_type != "qwen3" and getattr(config, "is_causal", False):
+    padding, and not in one that has some. A decoder where it is null, or a number: likewise."""
+    causal = getattr(config, "is_causal", config.model_type == "qwen3")
+    if not isinstance(causal, bool) if config.model_type == "qwen3" else causal:
         raise ModelLoadError(f"{path}: what a token sees would depend on the other inputs of its batch (is_causal)")
 
 
@@ -35,6 +36,12 @@ def check_tokenizer(path: Path, model_type: str, folder: Folder, stock: Any, spe
         raise ModelLoadError(f"{path}: its tokenizer has a chat template, and no modules.json says that texts go without it")
     if inside := sorted(token for token in specials if token in folder.settings.default_prompt):
         raise ModelLoadError(f"{path}: its default prompt has special tokens ({', '.join(inside)}), which are plain text here")
+    if words := sorted(token for token in specials if token.isalpha()):
+        log.warning(
+            "%s: its tokenizer has special tokens that are words (%s): in a text they are read as plain text, in parts",
+            path,
+            ", ".join(words)[:200],
+        )
     if any(stock("a").get("token_type_ids", ())):
         raise ModelLoadError(f"{path}: its tokenizer says that a text is not of the first type, which is the one known here")
     if stock.truncation_side != "right":

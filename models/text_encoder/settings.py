@@ -60,6 +60,9 @@ class Settings:
         if (kind := config.get("model_type", _MODEL_TYPE)) != _MODEL_TYPE:
             # Of another the library takes the transformer alone, and a pooling that the folder does not name.
             raise ModelLoadError(f"{file}: model_type is {kind}, known is {_MODEL_TYPE} alone")
+        cut = config.get("truncate_dim")
+        if cut is not None and (type(cut) is not int or cut < 1):
+            raise ModelLoadError(f"{file}: truncate_dim is {cut!r}, which is no number of components")
         prompts = {str(name): str(text or "") for name, text in (config.get("prompts") or {}).items()}
         default = config.get("default_prompt_name")
         if default is not None and default not in {*prompts, *_PROMPTS}:
@@ -69,7 +72,7 @@ class Settings:
             default_prompt=prompts.get(str(default), ""),
             max_seq_length=transformer.get("max_seq_length"),
             lower_case=bool(transformer.get("do_lower_case", False)),
-            truncate_dim=config.get("truncate_dim"),
+            truncate_dim=cut,
         )
 
 
@@ -86,8 +89,12 @@ def _transformer(path: Path) -> dict[str, Any]:
             strange = [] if key in _NO_MATTER else [str(value)]
         if strange:
             raise ModelLoadError(f"{file}: {key} has {', '.join(strange)[:200]}, which this server does not follow")
-    longest = [(found.get(key) or {}).get("model_max_length") for key in ("processor_kwargs", "tokenizer_args")]
-    return {**found, "max_seq_length": next(filter(None, longest), found.get("max_seq_length"))}
+    # As the library has it: the name of old goes before today's, and the argument before the setting, whatever it says.
+    arguments = found.get("tokenizer_args" if "tokenizer_args" in found else "processor_kwargs") or {}
+    longest = arguments.get("model_max_length", found.get("max_seq_length"))
+    if "model_max_length" in arguments and not longest:
+        raise ModelLoadError(f"{file}: model_max_length is {longest!r}, which takes every limit away")
+    return {**found, "max_seq_length": longest}
 
 
 def read_json(file: Path) -> Any:
