@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from models.base import ModelLoadError
 _WITHIN = re.compile(r"(^|\.)(embeddings|encoder|transformer|layers|blocks)\.(?!.*\b(position_ids|token_type_ids|inv_freq)$)")
 
 
+# Where a config.json says that weights are not what they are multiplied by; the second is an old name.
+_QUANTIZED = ("quantization_config", "compression_config")
 # As peft names it.
 ADAPTER_CONFIG = "adapter_config.json"
 # Kinds of RoPE whose angles depend on the longest sequence of a batch.
@@ -27,6 +30,7 @@ def load_pretrained(kind: Any, path: Path, dtype: torch.dtype, allow_pickle: boo
     if (path / ADAPTER_CONFIG).exists():
         # Without peft transformers reads past it; with it, weights would be within modules that the packed forward does not know.
         raise ModelLoadError(f"{path / ADAPTER_CONFIG}: an adapter is not applied here; merge it into its model, and remove it")
+    _refuse_quantized(path)
     model, report = kind.from_pretrained(
         path,
         dtype=dtype,
@@ -49,6 +53,16 @@ def load_pretrained(kind: Any, path: Path, dtype: torch.dtype, allow_pickle: boo
         if names:
             raise ModelLoadError(f"{path}: {len(names)} weights are {fault}, {min(names)} among them")
     return model
+
+
+def _refuse_quantized(path: Path) -> None:
+    """Raises ModelLoadError where config.json says so: the packed forward multiplies by the weights as they are."""
+    config = json.loads((path / "config.json").read_bytes())
+    for part in (config, *config.values()):
+        if isinstance(part, dict) and any(part.get(key) for key in _QUANTIZED):
+            raise ModelLoadError(
+                f"{path}: its weights are quantised, which is not supported; take the checkpoint in its full precision"
+            )
 
 
 def _rotations(config: Any) -> set[str]:

@@ -103,3 +103,14 @@ def test_an_adapter_is_not_left_out(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(folder)}))
     with pytest.raises(ModelLoadError, match=r"adapter_config\.json: an adapter is not applied here"):
         load(folder)
+
+
+@pytest.mark.parametrize("part", ["", "text_config"])
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_quantised_weights_are_refused(folder: Path, part: str, key: str) -> None:
+    """Whatever is installed that could load them."""
+    config = json.loads((folder / "config.json").read_bytes())
+    (config.setdefault(part, {}) if part else config)[key] = {"quant_method": "fp8"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelLoadError, match="its weights are quantised"):
+        load(folder)

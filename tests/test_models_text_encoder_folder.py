@@ -248,17 +248,14 @@ def test_a_plain_folder_is_taken_as_the_library_takes_it(
     assert any(name.startswith(("bert.", "distilbert.", "model.", "mpnet.", "roberta.")) for name in names) is head
     model = load(folder)
     assert model.info.max_tokens == (128 if family in ("mpnet", "roberta", "xlm-roberta") else 130)
-    warned = "modules.json, which says how tokens are pooled" in caplog.text
+    how = "the last one is taken" if family == "qwen3" else "their mean is taken"
+    assert f"no modules.json, which says how tokens are pooled: {how}" in caplog.text
     # Past the places that an XLM-R has the library fails.
     texts = [text for text in TEXTS if len(text) < 150]
     rows = embed(model, texts)
-    if family == "qwen3":
-        assert not warned
-        if not head:
-            # The library takes the mean of a Qwen3Model, which for Qwen3-Embedding is not right.
-            change(folder / "config.json", architectures=["Qwen3ForCausalLM"])
-    else:
-        assert warned
+    if family == "qwen3" and not head:
+        # The library takes the mean of a Qwen3Model, which for Qwen3-Embedding is not right.
+        change(folder / "config.json", architectures=["Qwen3ForCausalLM"])
     same(rows, oracle(folder, texts))
     same(np.concatenate([embed(model, [text]) for text in texts]), rows)
 
@@ -285,12 +282,14 @@ def test_a_tokenizer_that_cuts_the_beginning_is_told_of(folder: Path, caplog: py
     assert "its tokenizer cuts a text's beginning; here `truncate` cuts its end" in caplog.text
 
 
-def test_special_tokens_that_are_words_are_told_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("tokens", [{"extra_special_tokens": ["[Q]", "river"]}, {"mask_token": "#"}])
+def test_special_tokens_that_texts_hold_are_refused(folder: Path, tokens: dict[str, Any]) -> None:
+    """The library reads them as special in every text."""
+    change(folder / "tokenizer_config.json", extra_special_tokens=["[Q]"])
     load(folder)
-    assert "that are words" not in caplog.text
-    change(folder / "tokenizer_config.json", extra_special_tokens=["river", "[Q]"])
-    load(folder)
-    assert "its tokenizer has special tokens that are words (river)" in caplog.text
+    change(folder / "tokenizer_config.json", **tokens)
+    with pytest.raises(ModelLoadError, match=r"special tokens that texts are likely to hold \((river|#)\)"):
+        load(folder)
 
 
 def test_a_tokenizer_that_gives_types(folder: Path) -> None:

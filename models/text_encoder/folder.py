@@ -28,6 +28,8 @@ _FLAGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 HEADS = ("Dense", "LayerNorm", "Normalize", "Dropout")
+# What a folder without modules.json is told of.
+_PLAIN = {"lasttoken": "the last one is taken, as of Qwen3-Embedding", "mean": "their mean is taken, as the library does"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,9 @@ def _plain_mode(path: Path, config: Any) -> str:
     """The library's rule: the last token of what was made to write on, the mean of all else. A Qwen3 is of the first kind, though
     its config.json may name the bare model: Qwen3-Embedding."""
     writes = config.model_type == "qwen3" or (config.architectures or [""])[0].endswith("ForCausalLM")
-    if writes and getattr(config, "is_causal", True):
-        return "lasttoken"
-    log.warning("%s has no modules.json, which says how tokens are pooled: their mean is taken, as the library does", path)
-    return "mean"
+    mode = "lasttoken" if writes and getattr(config, "is_causal", True) else "mean"
+    log.warning("%s has no modules.json, which says how tokens are pooled: %s", path, _PLAIN[mode])
+    return mode
 
 
 def _modules(path: Path) -> list[Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from models.text_encoder.folder import Folder
 from models.text_encoder.settings import read_json
 
 log = logging.getLogger(__name__)
+
+# What tells a special token from words.
+_MARK = re.compile(r"[<>\[\]{}|]")
 
 
 def refuse_own_code(path: Path) -> None:
@@ -36,11 +40,10 @@ def check_tokenizer(path: Path, model_type: str, folder: Folder, stock: Any, spe
         raise ModelLoadError(f"{path}: its tokenizer has a chat template, and no modules.json says that texts go without it")
     if inside := sorted(token for token in specials if token in folder.settings.default_prompt):
         raise ModelLoadError(f"{path}: its default prompt has special tokens ({', '.join(inside)}), which are plain text here")
-    if words := sorted(token for token in specials if token.isalpha()):
-        log.warning(
-            "%s: its tokenizer has special tokens that are words (%s): in a text they are read as plain text, in parts",
-            path,
-            ", ".join(words)[:200],
+    if words := sorted(token for token in specials if not _MARK.search(token) and token != stock.unk_token):
+        raise ModelLoadError(
+            f"{path}: its tokenizer has special tokens that texts are likely to hold ({', '.join(words)[:200]}), and a special "
+            "token in a text is plain text here"
         )
     if any(stock("a").get("token_type_ids", ())):
         raise ModelLoadError(f"{path}: its tokenizer says that a text is not of the first type, which is the one known here")
