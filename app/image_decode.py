@@ -106,7 +106,8 @@ def decode_image(
     wait_for_room: Callable[[int], None] = lambda pixels: None,
     reduced_size: Callable[[Size], Size | None] = lambda size: None,
 ) -> Image.Image:
-    """The first frame of a PNG, JPEG, WEBP, GIF, BMP or TIFF file, in mode RGB, without its metadata.
+    """The first frame of a PNG, JPEG, WEBP, GIF, BMP or TIFF file, in mode RGB, without its metadata, but for the one colour that
+    is transparent: it stays as it is, and `info` says which.
 
     `wait_for_room` is called before pixels are decoded, with their number: twice where they cost twice as much, as WEBP's do.
     `reduced_size` is called before that, with (width, height): it may return a size to which the image will be reduced, and then
@@ -148,7 +149,9 @@ def _decode(
         wait_for_room(width * height * _PIXELS_WORTH.get(image.format or "", 1))
         file.reads_left = _PIXEL_READS
         rgb = _to_rgb(image)
-    rgb.info = {}  # as large as the file, and nothing reads it
+    # All else is as large as the file, and nothing reads it.
+    transparent = rgb.info.get("transparency")
+    rgb.info = {"transparency": transparent} if isinstance(transparent, tuple) and len(transparent) == 3 else {}
     return rgb
 
 
@@ -163,7 +166,7 @@ def _is_read_in_rows(image: Image.Image, file: _MeteredFile) -> bool:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """As qwen_vl_utils.vision_process.to_rgb: only mode RGBA is composited, on white; transparency of palettes is dropped."""
+    """As qwen_vl_utils.vision_process.to_rgb: only mode RGBA is composited, on white."""
     if image.mode == "RGB":
         # As it is: `convert` would copy it.
         image.load()

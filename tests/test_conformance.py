@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from app.image_decode import decode_image
 from models.base import EmbeddingInput, EmbeddingModel, PreparedInput
 from models.demo import OTHER, TINY, write_demo_checkpoint
 from models.registry import load_model
@@ -198,3 +200,18 @@ def test_the_oracle_needs_the_kinds_of_tokens(pair: Pair) -> None:
         hidden = pair.oracle.model(**inputs, position_ids=in_a_row).last_hidden_state[:, -1].numpy()
     expected = pair.oracle.vector(*EXAMPLES["two images and texts"])[None]
     assert cosines(hidden, expected)[0] < BARS["float32"]
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF"])
+def test_one_transparent_colour_is_white(form: str) -> None:
+    """As the official code has it with the processor of this transformers: a logo on a transparent ground stands on white."""
+    logo = Image.new("P", (96, 64), 0)
+    logo.putpalette([0, 0, 0, 200, 30, 60])
+    logo.paste(1, (20, 10, 50, 40))
+    buffer = io.BytesIO()
+    logo.save(buffer, form, transparency=0)
+    decoded = decode_image(buffer.getvalue(), 1 << 20, 1 << 20)
+    oracle, model = Oracle(CHECKPOINT), load("float32")
+    row = model.embed([model.prepare(EmbeddingInput((decoded,)))])
+    assert cosines(row, oracle.vector([Image.open(buffer)])[None])[0] >= BARS["float32"]
+    assert decoded.getpixel((0, 0)) == (0, 0, 0), "made white only after it is resized"

@@ -101,9 +101,18 @@ def extract_patches(image: Image.Image, grid: ImageGrid, spec: VisionSpec) -> Pr
     box = (0, 0, grid.original_size[0] / scale, grid.original_size[1] / scale)
     resized = image if image.size == grid.size else image.resize(grid.size, Image.Resampling.BICUBIC, box)
     rows, columns = (side // spec.merge_size for side in grid.grid)
-    pixels = np.asarray(resized).reshape(rows, spec.merge_size, spec.patch_size, columns, spec.merge_size, spec.patch_size, 3)
+    pixels = _on_white(np.asarray(resized), image.info.get("transparency")).reshape(
+        rows, spec.merge_size, spec.patch_size, columns, spec.merge_size, spec.patch_size, 3
+    )
     patches = pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(grid.grid[0] * grid.grid[1], -1)
     return PreparedImage(grid, np.ascontiguousarray(patches))
+
+
+def _on_white(pixels: npt.NDArray[np.uint8], transparent: object) -> npt.NDArray[np.uint8]:
+    """As transformers' processor has it after the resizing: white where an image is of exactly its transparent colour."""
+    if transparent is None:
+        return pixels
+    return np.where((pixels == np.asarray(transparent)).all(axis=-1, keepdims=True), np.uint8(255), pixels)
 
 
 def mrope_positions(
