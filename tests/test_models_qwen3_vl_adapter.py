@@ -437,6 +437,26 @@ def config(**changes: Any) -> Callable[[Path], object]:
     return lambda path: edit_json(path / "config.json", lambda content: content.update(changes))
 
 
+def of(part: str, **changes: Any) -> Callable[[Path], object]:
+    return lambda path: edit_json(path / "config.json", lambda content: content[part].update(changes))
+
+
+def strip(token: str) -> Callable[[Path], object]:
+    def edit(content: Any) -> None:
+        (found,) = [added for added in content["added_tokens"] if added["content"] == token]
+        found["rstrip"] = True
+
+    return lambda path: edit_json(path / "tokenizer.json", edit)
+
+
+def template(old: str, new: str) -> Callable[[Path], object]:
+    def edit(path: Path) -> None:
+        file = path / "chat_template.jinja"
+        file.write_text(file.read_text().replace("{{- " + old, "{{- " + new))
+
+    return edit
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a weight of the text model": (drop("language_model.layers.1.mlp.up_proj.weight"), "1 weights are missing.*up_proj"),
     "the embedding": (drop("language_model.embed_tokens.weight"), "missing.*embed_tokens"),
@@ -463,6 +483,23 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "another merge size": (processor(merge_size=4), "processor's merge_size is 4, but config.json says 2"),
     "another temporal patch size": (processor(temporal_patch_size=1), "temporal_patch_size is 1, but config.json says 2"),
     "another image token": (config(image_token_id=413), "image_token_id is 412, but config.json says 413"),
+    "pixels that are not normalised": (processor(do_normalize=False), "image processor makes other values"),
+    "pixels that are not rescaled": (processor(do_rescale=False), "image processor makes other values"),
+    "one mean for all channels": (processor(image_mean=[0.4]), "image processor makes other values"),
+    "a merge size that the official code does not know": (
+        lambda path: (of("vision_config", spatial_merge_size=1)(path), processor(merge_size=1)(path)),
+        "spatial_merge_size is 1",
+    ),
+    "tokens that see what comes": (of("text_config", is_causal=False), "is_causal"),
+    "a layer twice in deepstack": (of("vision_config", deepstack_visual_indexes=[1, 1, 2]), "name a layer twice"),
+    "special tokens that are split": (
+        lambda path: edit_json(path / "tokenizer_config.json", lambda c: c.update(split_special_tokens=True)),
+        "split_special_tokens",
+    ),
+    "a special token that takes in the line's end": (strip("<|im_end|>"), r"takes in what is beside it: <\|im_end\|>"),
+    "a template that trims": (template("part.text", "part.text | trim"), "does not leave texts as they are"),
+    "a template that escapes": (template("part.text", "part.text | e"), "does not leave texts as they are"),
+    "a template that cuts": (template("part.text", "part.text[:5000]"), "does not leave texts as they are"),
     "no tokenizer": (lambda path: (path / "tokenizer.json").unlink(), "cannot be loaded"),
     "no template": (lambda path: (path / "chat_template.jinja").unlink(), "cannot be loaded"),
     "a template with an error": (lambda path: (path / "chat_template.jinja").write_text("{% for %}"), "cannot be loaded"),

@@ -42,6 +42,8 @@ _REPEATED_CHARACTERS = 4096
 _MARKER = "\ufdd0{}\ufdd1"
 _MARKER_PATTERN = re.compile(_MARKER.format("(-?[0-9]+)"))
 _INSTRUCTION = -1
+# What a template that trims, escapes, counts or cuts would not leave as it is.
+_PROBES = ("", ' \n <b>&amp; "It\'s" é\t \n', "a long text. " * 1000)
 
 
 def tidy_instruction(instruction: str | None) -> str:
@@ -112,9 +114,12 @@ class PromptTokenizer:
 
     def __init__(self, processor: Any) -> None:
         """`processor` is the checkpoint's Qwen3VLProcessor, as transformers loads it."""
+        if processor.tokenizer.split_special_tokens:
+            raise ModelLoadError("the checkpoint's tokenizer reads its template's special tokens as text (split_special_tokens)")
         self._render_template = processor.apply_chat_template
         added = processor.tokenizer.added_tokens_decoder
         self._special_ids = {str(token.content): int(id) for id, token in added.items() if token.special}
+        self._unlike = {str(token.content) for token in added.values() if token.lstrip or token.rstrip or token.single_word}
         self.image_token_id: int = processor.image_token_id
         alternatives = "|".join(re.escape(text) for text in sorted(self._special_ids, key=len, reverse=True))
         self._boundaries = re.compile(f"({_MARKER.format(r'-?[0-9]+')}|{alternatives})")
@@ -130,7 +135,7 @@ class PromptTokenizer:
         self._encode_fixed = lru_cache(maxsize=1024)(self._encode_one)
         self._encode_long = lru_cache(maxsize=2)(self._encode_one)
         self._prefix = lru_cache(maxsize=1024)(self._prefix_ids)
-        self._segments((False, True))
+        self._check_template()
 
     def _post_processor_ids(self) -> tuple[list[int], list[int]]:
         """What the tokenizer's own post-processor puts before and after a text: one checkpoint of the family appends a token."""
@@ -139,19 +144,34 @@ class PromptTokenizer:
         start = next(i for i in range(len(whole)) if whole[i : i + len(bare.ids)] == bare.ids)
         return whole[:start], whole[start + len(bare.ids) :]
 
+    def _check_template(self) -> None:
+        """Pieces must stand in the template as they are, and its special tokens take nothing of what is beside them. Raises
+        ModelLoadError."""
+        for images in ((False, True), (True, False)):
+            segments = self._segments(images)
+            tokens = {segment.text for segment in segments if isinstance(segment, SpecialToken)}
+            if unlike := sorted(tokens & self._unlike):
+                raise ModelLoadError(
+                    f"a special token of the chat template takes in what is beside it: {', '.join(unlike)[:100]}"
+                )
+            for piece in _PROBES:
+                whole = Prompt(segments, piece, (piece,), (1,)).render()
+                if self._rendered([None if image else piece for image in images], piece) != whole:
+                    raise ModelLoadError("the checkpoint's chat template does not leave texts as they are")
+
+    def _rendered(self, parts: Sequence[str | None], instruction: str) -> str:
+        """By the template, an image for None."""
+        content = [{"type": "image", "image": ""} if part is None else {"type": "text", "text": part} for part in parts]
+        system = [{"type": "text", "text": instruction}]
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": content}]
+        rendered: str = self._render_template(messages, tokenize=False, add_generation_prompt=True)
+        return rendered
+
     def _render_segments(self, images: tuple[bool, ...]) -> tuple[Segment, ...]:
         """The template as segments, for one order of parts: `images[i]` tells whether part i is an image."""
         text_indices = iter(range(len(images)))
-        content = [
-            {"type": "image", "image": ""} if image else {"type": "text", "text": _MARKER.format(next(text_indices))}
-            for image in images
-        ]
-        system = [{"type": "text", "text": _MARKER.format(_INSTRUCTION)}]
-        rendered = self._render_template(
-            [{"role": "system", "content": system}, {"role": "user", "content": content}],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        parts = [None if image else _MARKER.format(next(text_indices)) for image in images]
+        rendered = self._rendered(parts, _MARKER.format(_INSTRUCTION))
         segments = tuple(self._segment(text) for text in self._boundaries.split(rendered) if text)
         slots = [segment.index for segment in segments if isinstance(segment, Slot)]
         placeholders = sum(isinstance(s, SpecialToken) and s.id == self.image_token_id for s in segments)
