@@ -119,11 +119,14 @@ def test_rgba_is_composited_on_white() -> None:
     assert np.array_equal(np.asarray(decode(encode(image, "PNG"))), expected)
 
 
-def test_other_transparency_is_dropped() -> None:
-    assert decode(encode(Image.new("LA", (4, 4), (9, 0)), "PNG")).getpixel((0, 0)) == (9, 9, 9)
+def test_other_transparency_is_dropped_but_for_one_colour() -> None:
+    """That is left to whom the image is for; the pixels stay."""
+    gray = decode(encode(Image.new("LA", (4, 4), (9, 0)), "PNG"))
     palette = Image.new("P", (4, 4), 0)
     palette.putpalette([10, 20, 30] + [0] * 765)
-    assert decode(encode(palette, "PNG", transparency=0)).getpixel((0, 0)) == (10, 20, 30)
+    one, many = (decode(encode(palette, "PNG", transparency=which, exif=b"x")) for which in (0, bytes(range(256))))
+    assert [image.getpixel((0, 0)) for image in (gray, one, many)] == [(9, 9, 9), (10, 20, 30), (10, 20, 30)]
+    assert [image.info for image in (gray, one, many)] == [{}, {"transparency": (10, 20, 30)}, {}]
 
 
 def test_exif_does_not_rotate_a_jpeg() -> None:

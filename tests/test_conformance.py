@@ -20,6 +20,7 @@ from models.base import EmbeddingInput, EmbeddingModel, PreparedInput
 from models.demo import OTHER, TINY, write_demo_checkpoint
 from models.registry import load_model
 from tests.conformance.report import BARS, CASES, CHECKPOINT, Result, case_input, golden, load
+from tests.image_files import encode
 from tests.oracle import Oracle, Part, Rows, cosines
 
 WIDTH_OF_BATCH = 32
@@ -202,16 +203,26 @@ def test_the_oracle_needs_the_kinds_of_tokens(pair: Pair) -> None:
     assert cosines(hidden, expected)[0] < BARS["float32"]
 
 
-@pytest.mark.parametrize("form", ["PNG", "GIF"])
-def test_one_transparent_colour_is_white(form: str) -> None:
-    """As the official code has it with the processor of this transformers: a logo on a transparent ground stands on white."""
-    logo = Image.new("P", (96, 64), 0)
-    logo.putpalette([0, 0, 0, 200, 30, 60])
-    logo.paste(1, (20, 10, 50, 40))
-    buffer = io.BytesIO()
-    logo.save(buffer, form, transparency=0)
-    decoded = decode_image(buffer.getvalue(), 1 << 20, 1 << 20)
+def logo(form: str) -> bytes:
+    """A file with one transparent colour, black."""
+    image = Image.new("P", (96, 64), 0)
+    image.putpalette([0, 0, 0, 200, 30, 60])
+    image.paste(1, (20, 10, 50, 40))
+    if form == "RGB":
+        return encode(image.convert("RGB"), "PNG", transparency=(0, 0, 0))
+    if form == "L":
+        return encode(image.point(lambda index: index * 99, "L"), "PNG", transparency=0)
+    return encode(image, form, transparency=0)
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF", "L", "RGB"])
+@pytest.mark.parametrize("size", [(96, 64), (150, 100)], ids=["as it is", "resized"])
+def test_one_transparent_colour(form: str, size: tuple[int, int]) -> None:
+    """As the official code has it, with the processor of the installed transformers."""
+    with Image.open(io.BytesIO(logo(form))) as image:
+        image.load()
+        file = encode(image.resize(size, Image.Resampling.NEAREST), image.format or "", transparency=image.info["transparency"])
+    decoded = decode_image(file, 1 << 20, 1 << 20)
     oracle, model = Oracle(CHECKPOINT), load("float32")
     row = model.embed([model.prepare(EmbeddingInput((decoded,)))])
-    assert cosines(row, oracle.vector([Image.open(buffer)])[None])[0] >= BARS["float32"]
-    assert decoded.getpixel((0, 0)) == (0, 0, 0), "made white only after it is resized"
+    assert cosines(row, oracle.vector([Image.open(io.BytesIO(file))])[None])[0] >= BARS["float32"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -275,3 +276,19 @@ def test_positions_of_images_with_nothing_between() -> None:
     grids = [ImageGrid((0, 0), (0, 0), (2, 4), 2), ImageGrid((0, 0), (0, 0), (4, 2), 2)]
     positions = mrope_positions(np.array([5, 9, 9, 9, 9, 5]), 9, 2, grids)
     assert positions.tolist() == [[0, 1, 1, 3, 3, 5], [0, 1, 1, 3, 4, 5], [0, 1, 2, 3, 3, 5]]
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (10, 20, 30), (266, 20, 30 << 8 | 30), (300, 20, 30)])
+def test_a_transparent_colour_is_what_pillow_makes_of_it(colour: tuple[int, int, int]) -> None:
+    """A PNG of 16 bits names one of 16 bits."""
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[4:20, 5:50] = (10, 20, 30)
+    image = Image.fromarray(pixels)
+    image.info["transparency"] = colour
+    white = Image.new("RGBA", image.size, "white")
+    expected = np.asarray(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
+    for whitens in (True, False):
+        spec = replace(SPEC, whitens=whitens)
+        found = extract_patches(image, plan_image(image.size, NO_LIMITS, spec), spec).patches
+        plain = Image.fromarray(expected if whitens else pixels)
+        assert np.array_equal(found, extract_patches(plain, plan_image(image.size, NO_LIMITS, SPEC), SPEC).patches)

@@ -63,9 +63,12 @@ class Qwen3VLEmbedding:
         chosen = devices.choose_dtype(dtype, devices.checkpoint_dtype(config), self._device)
         model = load_pretrained(Qwen3VLModel, path, chosen, allow_pickle).to(self._device).eval()
         self._max_tokens: int = config.text_config.max_position_embeddings
-        digest = fingerprint(
-            path, model.state_dict(), settings={"dtype": str(chosen), "image_limits": (limits.max_width, limits.max_height)}
-        )
+        settings = {
+            "dtype": str(chosen),
+            "image_limits": (limits.max_width, limits.max_height),
+            "transparent_is_white": self._spec.whitens,
+        }
+        digest = fingerprint(path, model.state_dict(), settings=settings)
         self._forward = BACKENDS[backend](model, self._spec)
         self._compile = compile
         self.info = ModelInfo(

@@ -25,7 +25,8 @@ MAX_PIXELS = 1800 * 32 * 32
 
 @dataclass(frozen=True, slots=True)
 class VisionSpec:
-    """How a checkpoint cuts an image: from its image processor and vision config. Means and deviations are in [0, 1]."""
+    """How a checkpoint cuts an image: from its image processor and vision config. Means and deviations are in [0, 1]. `whitens`
+    tells whether the one transparent colour that a palette, gray or RGB image may have becomes white."""
 
     patch_size: int
     merge_size: int
@@ -33,6 +34,7 @@ class VisionSpec:
     rescale_factor: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    whitens: bool = False
 
     @classmethod
     def from_processor(cls, processor: Any) -> VisionSpec:
@@ -44,12 +46,21 @@ class VisionSpec:
             rescale_factor=processor.rescale_factor,
             mean=tuple(processor.image_mean),
             std=tuple(processor.image_std),
+            whitens=_whitens(processor),
         )
 
     @property
     def factor(self) -> int:
         """Sides of a resized image are multiples of this."""
         return self.patch_size * self.merge_size
+
+
+def _whitens(processor: Any) -> bool:
+    """Whether the processor of this transformers does it: 5.20 keeps the colour, 5.22 has it white."""
+    picture = Image.new("RGB", (processor.patch_size * processor.merge_size,) * 2)
+    black = processor(images=[picture], do_resize=False, return_tensors="np")["pixel_values"]
+    picture.info["transparency"] = (0, 0, 0)
+    return not np.array_equal(black, processor(images=[picture], do_resize=False, return_tensors="np")["pixel_values"])
 
 
 def plan_image(size: tuple[int, int], limits: ImageLimits, spec: VisionSpec) -> ImageGrid:
@@ -101,18 +112,18 @@ def extract_patches(image: Image.Image, grid: ImageGrid, spec: VisionSpec) -> Pr
     box = (0, 0, grid.original_size[0] / scale, grid.original_size[1] / scale)
     resized = image if image.size == grid.size else image.resize(grid.size, Image.Resampling.BICUBIC, box)
     rows, columns = (side // spec.merge_size for side in grid.grid)
-    pixels = _on_white(np.asarray(resized), image.info.get("transparency")).reshape(
-        rows, spec.merge_size, spec.patch_size, columns, spec.merge_size, spec.patch_size, 3
-    )
+    pixels = np.asarray(resized)
+    if spec.whitens and (colour := image.info.get("transparency")) is not None:
+        pixels = _on_white(pixels, colour)
+    pixels = pixels.reshape(rows, spec.merge_size, spec.patch_size, columns, spec.merge_size, spec.patch_size, 3)
     patches = pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(grid.grid[0] * grid.grid[1], -1)
     return PreparedImage(grid, np.ascontiguousarray(patches))
 
 
-def _on_white(pixels: npt.NDArray[np.uint8], transparent: object) -> npt.NDArray[np.uint8]:
-    """As transformers' processor has it after the resizing: white where an image is of exactly its transparent colour."""
-    if transparent is None:
-        return pixels
-    return np.where((pixels == np.asarray(transparent)).all(axis=-1, keepdims=True), np.uint8(255), pixels)
+def _on_white(pixels: npt.NDArray[np.uint8], colour: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """uint8 (height, width, 3) with `colour` as white. After the resizing, as transformers' processor does it: by Pillow, which
+    takes the low byte of what a PNG of 16 bits says."""
+    return np.where((pixels == np.asarray(colour) & 0xFF).all(axis=-1, keepdims=True), np.uint8(255), pixels)
 
 
 def mrope_positions(
