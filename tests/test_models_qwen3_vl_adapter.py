@@ -820,3 +820,38 @@ def test_an_image_that_was_reduced_is_planned_as_the_original(model: EmbeddingMo
     if reduced is not None:
         half = whole.resize((-(-size[0] // 2), -(-size[1] // 2)))
         assert model.prepare_image(half, size).grid == plan
+
+
+def with_modules(path: Path, pooling: dict[str, Any], *more: str) -> Path:
+    """The checkpoint as sentence-transformers has it."""
+    shutil.copytree(CHECKPOINT, path)
+    kinds = ("Transformer", "Pooling", *more, "Normalize")
+    rows = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    (path / "modules.json").write_text(json.dumps(rows))
+    (path / "1_Pooling").mkdir()
+    (path / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 64, **pooling}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "pooling", [{"pooling_mode": "lasttoken"}, {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}]
+)
+def test_a_modules_json_that_says_what_is_done(tmp_path: Path, pooling: dict[str, Any]) -> None:
+    load(with_modules(tmp_path / "model", pooling))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "more", "words"),
+    [
+        ({"pooling_mode": "mean"}, [], "asks for mean pooling"),
+        ({"pooling_mode": ["lasttoken", "cls"]}, [], "asks for cls, lasttoken pooling"),
+        ({"pooling_mode_mean_tokens": True}, [], "asks for mean_tokens pooling"),
+        ({"pooling_mode": "lasttoken"}, ["Dense"], "has a Dense"),
+    ],
+)
+def test_a_modules_json_that_asks_for_more(tmp_path: Path, pooling: dict[str, Any], more: list[str], words: str) -> None:
+    with pytest.raises(ModelLoadError, match=words):
+        load(with_modules(tmp_path / "model", pooling, *more))

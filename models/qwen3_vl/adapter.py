@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,6 @@ from models.base import (
     InputTooLong,
     InvalidInput,
     ModelInfo,
-    ModelLoadError,
     PreparedImage,
     PreparedInput,
 )
@@ -30,7 +28,7 @@ from models.pretrained import load_pretrained
 from models.qwen3_vl.packed import PackedForward
 from models.qwen3_vl.prompt import Fitted, Prompt, PromptTokenizer, tidy_instruction
 from models.qwen3_vl.reference import ReferenceForward
-from models.qwen3_vl.tower import PixelNormalizer
+from models.qwen3_vl.refusals import check_config, check_modules, check_pixels, check_processor
 from models.qwen3_vl.vision import VisionSpec, extract_patches, largest_image, mrope_positions, plan_image
 
 # How the forward pass is run; `reference` is transformers' own, padded: the oracle of the other.
@@ -57,9 +55,10 @@ class Qwen3VLEmbedding:
         self._limits = limits
         self._spec = VisionSpec.from_processor(processor.image_processor)
         self._tokenizer = PromptTokenizer(processor)
-        _check_processor(self._spec, self._tokenizer, config)
-        _check_pixels(self._spec, processor.image_processor)
-        _check_config(config)
+        check_modules(path)
+        check_processor(self._spec, self._tokenizer, config)
+        check_pixels(self._spec, processor.image_processor)
+        check_config(config)
         chosen = devices.choose_dtype(dtype, devices.checkpoint_dtype(config), self._device)
         model = load_pretrained(Qwen3VLModel, path, chosen, allow_pickle).to(self._device).eval()
         self._max_tokens: int = config.text_config.max_position_embeddings
@@ -179,43 +178,3 @@ class Qwen3VLEmbedding:
         }
         parts = [part if isinstance(part, str) else grids[index].num_tokens for index, part in enumerate(item.parts)]
         return self._tokenizer.prompt(instruction, parts), tuple(grids.values())
-
-
-def _check_processor(spec: VisionSpec, tokenizer: PromptTokenizer, config: Any) -> None:
-    """The processor's files and config.json must speak of one model. Raises ModelLoadError."""
-    vision = config.vision_config
-    pairs = [
-        ("patch_size", spec.patch_size, vision.patch_size),
-        ("merge_size", spec.merge_size, vision.spatial_merge_size),
-        ("temporal_patch_size", spec.temporal_patch_size, vision.temporal_patch_size),
-        ("image_token_id", tokenizer.image_token_id, config.image_token_id),
-    ]
-    for name, ours, theirs in pairs:
-        if ours != theirs:
-            raise ModelLoadError(f"the processor's {name} is {ours}, but config.json says {theirs}")
-
-
-def _check_pixels(spec: VisionSpec, processor: Any) -> None:
-    """The checkpoint's image processor must make of a picture what is made of it here. Raises ModelLoadError."""
-    size = (3 * spec.factor, 2 * spec.factor)
-    picture = Image.frombytes("RGB", size, bytes(index * 37 % 251 for index in range(size[0] * size[1] * 3)))
-    patches = extract_patches(picture, ImageGrid(size, size, (2 * spec.merge_size, 3 * spec.merge_size), 6), spec).patches
-    theirs = processor(images=[picture], do_resize=False, return_tensors="pt")["pixel_values"]
-    ours = PixelNormalizer(spec, torch.device("cpu"))(torch.from_numpy(patches)) if len(spec.mean) == len(spec.std) == 3 else None
-    if ours is None or ours.shape != theirs.shape or not torch.allclose(ours, theirs.float(), rtol=1e-3, atol=1e-3):
-        raise ModelLoadError(
-            "the checkpoint's image processor makes other values of pixels than to rescale them and to normalise each channel "
-            "(do_rescale, do_normalize, image_mean, image_std)"
-        )
-
-
-def _check_config(config: Any) -> None:
-    """What config.json may ask of transformers' modules and is not done here. Raises ModelLoadError."""
-    vision = config.vision_config
-    if vision.spatial_merge_size != 2:
-        # qwen_vl_utils' constant: sides of an image are multiples of two patches, whatever the checkpoint says.
-        raise ModelLoadError(f"config.json's spatial_merge_size is {vision.spatial_merge_size}; the official code knows 2 alone")
-    if getattr(config.text_config, "is_causal", True) is not True:
-        raise ModelLoadError("config.json says that a token sees those after it (is_causal), which is not done here")
-    if len(set(vision.deepstack_visual_indexes)) < len(vision.deepstack_visual_indexes):
-        raise ModelLoadError("config.json's deepstack_visual_indexes name a layer twice")
