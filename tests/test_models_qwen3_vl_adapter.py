@@ -840,7 +840,10 @@ def with_modules(path: Path, pooling: dict[str, Any], *more: str) -> Path:
     "pooling", [{"pooling_mode": "lasttoken"}, {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}]
 )
 def test_a_modules_json_that_says_what_is_done(tmp_path: Path, pooling: dict[str, Any]) -> None:
-    load(with_modules(tmp_path / "model", pooling))
+    """The folder is the checkpoint, and its vectors are."""
+    found, plain = load(with_modules(tmp_path / "model", pooling)), load(CHECKPOINT)
+    rows = [model.embed([model.prepare(EmbeddingInput(("a dog",)))]) for model in (found, plain)]
+    assert np.array_equal(*rows)
 
 
 @pytest.mark.parametrize(
