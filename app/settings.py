@@ -19,8 +19,6 @@ from typing import Any, TypeVar
 
 from environs import Env
 
-from app.cores import usable_cores
-
 T = TypeVar("T")
 Default = TypeVar("Default")
 
@@ -249,22 +247,6 @@ def load_settings(config_file: Path = Path("config.env"), need_key: bool = True)
     for key, text in foreign.items():
         os.environ.setdefault(key, text)
     return Settings(**resolve(values, warnings))
-
-
-def tame_threads() -> None:
-    """Keep the libraries' own threads from holding the cores that others need, where the environment does not say how.
-
-    GNU OpenMP, which torch brings, lets a thread that waits spin for some 16 ms; on a machine with no core to spare its partner
-    cannot go on meanwhile. Half a millisecond loses nothing where cores are free. It is read when torch is imported.
-    It also starts a thread for every core that the process may run on, and knows nothing of a container's quota, beyond which all
-    of them are stopped. Tokenizers spread one call over all cores; texts are tokenised on threads of ours, beside a forward pass
-    that has the cores.
-    """
-    if (cores := usable_cores()) < len(os.sched_getaffinity(0)):
-        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def read_file(config_file: Path) -> dict[str, str]:

@@ -13,13 +13,13 @@ import hypothesis
 import pytest
 from aiohttp import web
 
-from app.keys import SCHEDULER
+from app.http.keys import SCHEDULER
+from app.http.server import bind, listen
 from app.main import LoadModel, create_app
-from app.server import bind, listen
 from app.settings import ApiKey, Settings
 from models.base import EmbeddingModel
 from scheduler.scheduler import State
-from tests.fakes import FakeModel
+from tests.support.fakes import FakeModel
 
 # By default a property may take 200 ms: so may a machine that is busy with something else.
 hypothesis.settings.register_profile("any-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

@@ -11,14 +11,14 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from app import dialects
 from app.bulk.embedder import Answer, Problem
 from app.bulk.ending import Stopped
-from app.embedding_service import EmbeddingService
-from app.engine import Engine, LoadModel
-from app.errors import BodyTooLarge, error_object, row_for
+from app.dialects import request as dialects
+from app.engine.engine import Engine, LoadModel
+from app.engine.loading import end_on_failure, load_configured_model
+from app.engine.service import EmbeddingService
+from app.errors import BodyTooLarge, error_object, spec_for
 from app.lifecycle import Lifecycle
-from app.main import end_on_failure, load_configured_model
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ async def in_process(settings: Settings, load_model: LoadModel | None = None) ->
 
 
 def _status(error: Exception) -> int:
-    return row_for(error).status
+    return spec_for(error).status
 
 
 def _problem(error: Exception) -> Problem:

@@ -19,7 +19,7 @@ import orjson
 
 from app.bulk.ending import refused
 from app.bulk.rows import BadRow, Id
-from app.dialect_items import ITEM_KEYS
+from app.dialects.items import ITEM_KEYS
 
 _SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*:")
 # Messages in a list, their content in a list, and a part in it.

@@ -27,7 +27,7 @@ from app.bulk.over_http import endpoint, over_http
 from app.bulk.rows import Source
 from app.bulk.sources import kind_of, open_source
 from app.bulk.stream import MOST_BYTES, Stream
-from app.engine import LoadModel
+from app.engine.engine import LoadModel
 from app.process import freeze_heap, share_interpreter
 from app.settings import Settings
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.pooling import nearness
+from models.vectors import nearness
 
 log = logging.getLogger(__name__)
 

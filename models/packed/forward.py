@@ -23,7 +23,7 @@ from models.packed.layout import PackedRow
 from models.packed.prefix_cache import PrefixCache
 from models.packed.staging import Staging
 from models.packed.varlen import VarlenKernel
-from models.pooling import nearness
+from models.vectors import nearness
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from models.packed.decoder import Decoder
 from models.packed.layout import PackedRow
 from models.packed.staging import Staging
 from models.packed.varlen import Bounds, VarlenAttention
-from models.pooling import nearness
+from models.vectors import nearness
 
 log = logging.getLogger(__name__)
 

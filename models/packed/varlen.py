@@ -18,16 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.packed.attention import (
-    AttentionKernel,
-    CausalAttention,
-    Heads,
-    PrefixKeys,
-    SdpaKernel,
-    Send,
-    Span,
-    WholeAttention,
-)
+from models.packed.attention import AttentionKernel, CausalAttention, Heads, PrefixKeys, SdpaKernel, Send, Span, WholeAttention
 from models.packed.masks import Window
 
 log = logging.getLogger(__name__)

@@ -23,13 +23,13 @@ from models.base import (
     PreparedImage,
     PreparedInput,
 )
-from models.fingerprint import fingerprint
-from models.pretrained import load_pretrained
-from models.qwen3_vl.packed import PackedForward
+from models.checkpoints.fingerprint import fingerprint
+from models.checkpoints.pretrained import load_pretrained
+from models.qwen3_vl.forward import PackedForward
+from models.qwen3_vl.patches import VisionSpec, extract_patches, largest_image, mrope_positions, plan_image
 from models.qwen3_vl.prompt import Fitted, Prompt, PromptTokenizer, tidy_instruction
 from models.qwen3_vl.reference import ReferenceForward
 from models.qwen3_vl.refusals import check_config, check_modules, check_pixels, check_processor
-from models.qwen3_vl.vision import VisionSpec, extract_patches, largest_image, mrope_positions, plan_image
 
 # How the forward pass is run; `reference` is transformers' own, padded: the oracle of the other.
 BACKENDS: dict[str, type[PackedForward | ReferenceForward]] = {"packed": PackedForward, "reference": ReferenceForward}

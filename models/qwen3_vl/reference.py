@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 
 from models.base import PreparedImage, PreparedInput
-from models.pooling import normalize
-from models.qwen3_vl.tower import PixelNormalizer
-from models.qwen3_vl.vision import VisionSpec
+from models.qwen3_vl.patches import VisionSpec
+from models.qwen3_vl.vision_tower import PixelNormalizer
+from models.vectors import normalize
 
 # As the official embedder batches. A group holds no more than this many, and no more padded tokens unless it is one sequence.
 GROUP_SIZE = 32

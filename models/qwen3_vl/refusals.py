@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from models.base import ImageGrid, ModelLoadError
+from models.qwen3_vl.patches import VisionSpec, extract_patches
 from models.qwen3_vl.prompt import PromptTokenizer
-from models.qwen3_vl.tower import PixelNormalizer
-from models.qwen3_vl.vision import VisionSpec, extract_patches
+from models.qwen3_vl.vision_tower import PixelNormalizer
 
 _POOLING = "pooling_mode"
 _LAST_TOKEN = "lasttoken"

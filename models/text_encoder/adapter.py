@@ -23,21 +23,21 @@ from models.base import (
     PreparedImage,
     PreparedInput,
 )
-from models.fingerprint import fingerprint
+from models.checkpoints.fingerprint import fingerprint
+from models.checkpoints.pretrained import load_pretrained
 from models.packed.attention import Heads as AttentionHeads
 from models.packed.decoder import Decoder, is_plain
 from models.packed.forward import DecoderForward
 from models.packed.staging import Staging
 from models.packed.varlen import choose_kernel
-from models.pretrained import load_pretrained
+from models.text_encoder.bert import NAMES, PostNormEncoder, position_offset
 from models.text_encoder.folder import Folder
 from models.text_encoder.forward import EncoderForward, TokenStates
-from models.text_encoder.heads import Heads
 from models.text_encoder.modernbert import ModernBertEncoder
-from models.text_encoder.padded import ROW_SEQUENCES, PaddedStates
+from models.text_encoder.modules import Heads
 from models.text_encoder.pooling import Pooling
-from models.text_encoder.post_norm import NAMES, PostNormEncoder, position_offset
 from models.text_encoder.prompt import Fitted, InstructionForm, Prompt, TextTokenizer, instruct, verbatim
+from models.text_encoder.reference import ROW_SEQUENCES, PaddedStates
 from models.text_encoder.refusals import check_sight, check_tokenizer, refuse_own_code
 
 # A layer that reads the first token's state, which no pooling of ours does: many checkpoints do not have it.

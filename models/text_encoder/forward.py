@@ -12,7 +12,7 @@ import torch
 from models.base import PreparedInput
 from models.packed.attention import Send
 from models.packed.staging import Staging
-from models.text_encoder.heads import Heads
+from models.text_encoder.modules import Heads
 from models.text_encoder.pooling import Pooling
 from models.text_encoder.row import Row
 

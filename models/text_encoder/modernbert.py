@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from models.packed.attention import AttentionKernel, Send
 from models.packed.masks import Window
-from models.text_encoder.post_norm import Linear, Norm
+from models.text_encoder.bert import Linear, Norm
 from models.text_encoder.row import Row
 
 LOCAL = "sliding_attention"

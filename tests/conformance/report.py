@@ -11,20 +11,18 @@ import json
 import sys
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from app.image_decode import decode_image
+from app.media.image import decode_image
 from models.base import EmbeddingInput, EmbeddingModel
 from models.registry import load_model
-from tests.oracle import cosines
+from tests.support.oracle import cosines
+from tests.support.paths import CHECKPOINT, CONFORMANCE
 
-FOLDER = Path(__file__).parent
-CHECKPOINT = FOLDER / "checkpoint"
-CASES: list[dict[str, Any]] = json.loads((FOLDER / "cases" / "cases.json").read_bytes())
+CASES: list[dict[str, Any]] = json.loads((CONFORMANCE / "cases" / "cases.json").read_bytes())
 # bfloat16 has eight bits of precision, and a cosine between different inputs may be as high as 0.98.
 BARS = {"float32": 0.9999, "bfloat16": 0.995}
 
@@ -46,14 +44,14 @@ def case_input(case: dict[str, Any]) -> EmbeddingInput:
     """A case as the seam takes it: images first, then the text."""
     files = case.get("image", [])
     files = [files] if isinstance(files, str) else files
-    images = [decode_image((FOLDER / "cases" / file).read_bytes(), 1 << 20, 1 << 24) for file in files]
+    images = [decode_image((CONFORMANCE / "cases" / file).read_bytes(), 1 << 20, 1 << 24) for file in files]
     texts = [case["text"]] if "text" in case else []
     return EmbeddingInput((*images, *texts), case.get("instruction"))
 
 
 def golden() -> npt.NDArray[np.float32]:
     """The official vectors, float32 of shape (cases, width), in the order of the cases."""
-    with np.load(FOLDER / "cases" / "golden.npz") as vectors:
+    with np.load(CONFORMANCE / "cases" / "golden.npz") as vectors:
         return np.stack([vectors[case["id"]] for case in CASES])
 
 

@@ -1,0 +1,142 @@
+"""The engine: all that turns a request into vectors, put together once. The service puts HTTP around it; `python -m app embed`
+uses it as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from app.dialects.request import RequestLimits
+from app.engine.memory import MemoryBudget, PixelBudget
+from app.engine.metrics import Metrics
+from app.engine.preparation import Tools
+from app.engine.service import EmbeddingService
+from app.engine.threads import PreparationThreads
+from app.media.fetch import ImageFetcher
+from app.process import usable_cores
+from app.settings import Settings
+from models.base import EmbeddingModel
+from scheduler.scheduler import Limits, Scheduler, State
+
+log = logging.getLogger(__name__)
+
+# Images of MAX_IMAGE_PIXELS that are decoded at the same time, at most; of smaller ones as many as there are threads.
+DECODED_AT_ONCE = 2
+
+LoadModel = Callable[[], EmbeddingModel]
+
+
+class Engine:
+    """Model, scheduler, memory and metrics of one process. `load_model` runs in the device's thread; `on_ready` is called on the
+    event loop when the model is ready, before any request is taken; `on_failure(error, loaded)` when it cannot be loaded, or the
+    device is lost."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        load_model: LoadModel,
+        *,
+        on_ready: Callable[[], None],
+        on_failure: Callable[[BaseException, bool], None],
+    ) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+
+        def ready(model: EmbeddingModel) -> None:
+            note_ready(settings, model)
+            on_ready()
+
+        self.scheduler = Scheduler(
+            load_model,
+            scheduler_limits(settings),
+            on_ready=ready,
+            on_batch=self.metrics.on_batch,
+            on_failure=on_failure,
+        )
+        self.memory = MemoryBudget(settings.max_bytes_in_flight, self.scheduler.retry_after)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[EmbeddingService]:
+        """Start and stop of the device's thread, the image downloads, and the threads for preprocessing and for bodies."""
+        scheduler, settings = self.scheduler, self.settings
+        self.metrics.watch(
+            queue_depth=lambda: scheduler.queue_depth,
+            device_memory=lambda: scheduler.loaded_model.memory_bytes() if scheduler.loaded_model else 0,
+            ready=lambda: scheduler.state is State.READY,
+        )
+        fetcher = ImageFetcher(
+            timeout_s=settings.image_fetch_timeout_s,
+            max_bytes=settings.max_image_bytes,
+            allowed_hosts=settings.image_url_allowed_hosts,
+        )
+        threads = PreparationThreads(usable_cores())
+        bodies = ThreadPoolExecutor(2, thread_name_prefix="bodies")
+        await scheduler.start()
+        try:
+            with threads, bodies:
+                async with fetcher:
+                    pixels = PixelBudget(DECODED_AT_ONCE * settings.max_image_pixels)
+                    yield EmbeddingService(scheduler, Tools(settings, fetcher, self.metrics, threads, pixels), bodies)
+        finally:
+            await scheduler.stop()
+
+    @property
+    def dimension(self) -> int | None:
+        """The components of a vector; None where they are the model's own and the model is loading."""
+        model = self.scheduler.loaded_model
+        return self.settings.embedding_dimension or (model.info.width if model else None)
+
+    @property
+    def max_input_tokens(self) -> int:
+        """Tokens of an input, at most: as set, and no more than the model reads."""
+        model, limit = self.scheduler.loaded_model, self.settings.max_input_tokens
+        return min(limit, model.info.max_tokens) if model else limit
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The model's fingerprint and the dimension in one: equal ones mean comparable vectors. None while the model loads."""
+        model = self.scheduler.loaded_model
+        if model is None:
+            return None
+        return hashlib.sha256(f"{model.info.fingerprint}:{self.dimension}".encode()).hexdigest()[:16]
+
+    def request_limits(self) -> RequestLimits:
+        """What a request may ask for. Raises NotReady."""
+        settings = self.settings
+        return RequestLimits(
+            model_names=frozenset({settings.model_name, settings.model_id}),
+            max_inputs=settings.max_inputs_per_request,
+            max_input_tokens=self.max_input_tokens,
+            dimension=settings.embedding_dimension or self.scheduler.model.info.width,
+            max_image_bytes=settings.max_image_bytes,
+        )
+
+
+def scheduler_limits(settings: Settings) -> Limits:
+    """What the settings say to the scheduler."""
+    return Limits(
+        max_batch_size=settings.max_batch_size,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_batch_wait=settings.max_batch_wait_ms / 1000,
+        max_queue_size=settings.max_queue_size,
+        max_input_tokens=settings.max_input_tokens,
+        worker_stall=settings.worker_stall_s,
+        vector_cache_bytes=settings.vector_cache_mb << 20,
+    )
+
+
+def note_ready(settings: Settings, model: EmbeddingModel) -> None:
+    """Say what is served, and what the operator may not expect of it."""
+    info = model.info
+    log.info("serving %s (%s) on %s in %s, width %d", settings.model_name, info.model_type, info.device, info.dtype, info.width)
+    wanted = settings.embedding_dimension
+    if wanted is not None and wanted > info.width:
+        log.warning(
+            "EMBEDDING_DIMENSION=%d is more than the model's width of %d: vectors are filled up with zeros, which leaves every "
+            "cosine as it was; EMBEDDING_DIMENSION=native gives the model's own width",
+            wanted,
+            info.width,
+        )

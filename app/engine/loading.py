@@ -1,0 +1,47 @@
+"""Loading: the model that the settings name, and what becomes of the process when it cannot be loaded or its device is lost."""
+
+from __future__ import annotations
+
+import logging
+
+from app.lifecycle import ExitCode, Lifecycle
+from app.settings import Settings
+from models.base import DeviceUnavailable, EmbeddingModel, ModelLoadError
+
+log = logging.getLogger(__name__)
+
+
+def load_configured_model(settings: Settings) -> EmbeddingModel:
+    """Find or download the checkpoint, and load it. Raises ModelLoadError."""
+    # torch and transformers take seconds to import: the port is open by then.
+    from models.checkpoints.download import find_or_download
+    from models.devices import resolve_device
+    from models.registry import load_model
+
+    device = resolve_device(settings.device)
+    path = find_or_download(
+        settings.model_path, settings.model_id, may_download=settings.may_download, allow_pickle=settings.allow_pickle
+    )
+    return load_model(
+        path,
+        device=device,
+        dtype=settings.dtype,
+        backend=settings.backend,
+        compile=settings.compile,
+        max_image_width=settings.max_image_width,
+        max_image_height=settings.max_image_height,
+        allow_pickle=settings.allow_pickle,
+    )
+
+
+def end_on_failure(lifecycle: Lifecycle, error: BaseException, loaded: bool) -> None:
+    """A model that does not load, or a device that is lost, ends the process: with a code that says which."""
+    if loaded:
+        log.critical("the device has failed: %s", error)
+        lifecycle.end(ExitCode.DEVICE_FAILED)
+    elif isinstance(error, ModelLoadError):
+        log.critical("%s", error)
+        lifecycle.end(ExitCode.SETTINGS_WRONG if isinstance(error, DeviceUnavailable) else ExitCode.START_FAILED)
+    else:
+        log.critical("the model cannot be loaded", exc_info=error)
+        lifecycle.end(ExitCode.START_FAILED)

