@@ -11,9 +11,10 @@ import numpy as np
 import orjson
 import pytest
 
-from tests.conformance.report import BARS, CASES, FOLDER, case_input, golden, load
+from tests.conformance.report import BARS, CASES, case_input, golden, load
 from tests.conftest import Serve
 from tests.support.oracle import cosines
+from tests.support.paths import CONFORMANCE
 
 CALLERS = 32
 
@@ -22,7 +23,7 @@ def request_item(case: dict[str, Any]) -> dict[str, Any]:
     """A case as a client sends it, images as base64."""
     files = case.get("image", [])
     files = [files] if isinstance(files, str) else files
-    images = [base64.b64encode((FOLDER / "cases" / file).read_bytes()).decode() for file in files]
+    images = [base64.b64encode((CONFORMANCE / "cases" / file).read_bytes()).decode() for file in files]
     texts = {"text": case["text"]} if "text" in case else {}
     return {**texts, "instruction": case.get("instruction"), **({"image": images} if images else {})}
 

@@ -29,12 +29,12 @@ from app.bulk.options import Options
 from app.bulk.progress import Progress
 from app.bulk.run import Run
 from models.base import DeviceUnavailable, ModelLoadError
-from tests.conformance.report import CASES, FOLDER, golden, load
+from tests.conformance.report import CASES, golden, load
 from tests.conftest import Serve, make_settings
 from tests.support.bulk_runs import leftovers, read, run, write_lines
 from tests.support.fakes import FakeModel
 from tests.support.oracle import cosines
-from tests.support.paths import ROOT
+from tests.support.paths import CONFORMANCE, ROOT
 
 FORMS = (".parquet", ".npy", ".jsonl")
 
@@ -200,7 +200,7 @@ async def test_vectors_are_those_of_the_service_and_of_the_official_code(serve: 
     for case in CASES:
         images = [case["image"]] if isinstance(case.get("image"), str) else case.get("image", [])
         item = {"id": case["id"], "text": case.get("text"), "instruction": case.get("instruction")}
-        items.append({**item, "image": [str(FOLDER / "cases" / image) for image in images]} if images else item)
+        items.append({**item, "image": [str(CONFORMANCE / "cases" / image) for image in images]} if images else item)
     source, output = write_lines(tmp_path / "in.jsonl", [*items, {"id": "bad", "image": "none.png"}]), tmp_path / "out.parquet"
     command = Run(make_settings(), Options(source, output, quiet=True, request_rows=20), lambda: model)
     assert await command.whole() == Ending.BAD_ROWS
@@ -220,9 +220,9 @@ async def test_vectors_are_those_of_the_service_and_of_the_official_code(serve: 
 
 def test_a_folder_of_images_with_a_real_model(tmp_path: Path) -> None:
     output = tmp_path / "out.parquet"
-    assert run(FOLDER / "cases", output, load("float32")) == Ending.COMPLETE
+    assert run(CONFORMANCE / "cases", output, load("float32")) == Ending.COMPLETE
     written = read(output)
-    files = sorted(path.name for path in (FOLDER / "cases").iterdir() if path.suffix not in (".json", ".npz"))
+    files = sorted(path.name for path in (CONFORMANCE / "cases").iterdir() if path.suffix not in (".json", ".npz"))
     assert written.ids == files
     alone = {
         case["image"]: index
