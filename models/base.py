@@ -1,8 +1,9 @@
-"""The seam: all that the scheduler and the HTTP edge know of a model.
+"""The seam: all that the scheduler and the engine know of a model.
 
-An adapter (models/qwen3_vl and others) implements EmbeddingModel. `prepare` runs on CPU threads, each input by itself, and
-finds everything that is wrong with an input; `embed` runs on the one thread that owns the device. Nothing here knows HTTP or
-asyncio, and torch is not imported.
+A family (models/qwen3_vl and others) has two halves. A Preparer turns inputs into token ids and patches, on CPU threads, each
+input by itself, and finds everything that is wrong with one; it holds no weights. An EmbeddingModel holds the weights and turns
+prepared inputs into vectors, on the one thread that owns the device. Nothing here knows HTTP or asyncio, and torch is not
+imported.
 """
 
 from __future__ import annotations
@@ -156,46 +157,67 @@ class ModelInfo:
     image_token_bytes: int = 0
 
 
-class EmbeddingModel(Protocol):
-    """A model, loaded."""
+class Preparer(Protocol):
+    """What makes inputs ready for the device: tokenizer, template and image processing of one checkpoint. It needs neither the
+    weights in memory nor the device. Every method is safe in many threads at once."""
 
     @property
     def info(self) -> ModelInfo: ...
 
     def reduced_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """What an image of `size` (width, height) will be resized to, where limits of ours make it smaller than the official code
-        would; None where it must come as it is. Raises InvalidInput."""
+        """Returns what an image of `size` (width, height) will be resized to, if limits of ours make it smaller than the
+        official code would; None if it must come as it is. Raises InvalidInput."""
 
     def prepare_image(self, image: Image.Image, original_size: tuple[int, int] | None = None) -> PreparedImage:
-        """Preprocess one image, of mode RGB, so that it need not be kept whole. `original_size` is that of the file, where the
-        image was reduced already. Safe in many threads at once.
-
-        Raises InvalidInput for what this model cannot embed.
-        """
+        """Preprocesses one image, of mode RGB, so that it need not be kept whole. `original_size` is that of the file, if the
+        image was reduced already. Raises InvalidInput for what this model cannot embed."""
 
     def prepare(self, item: EmbeddingInput) -> PreparedInput:
-        """Tokenise and preprocess one input. Safe in many threads at once.
+        """Tokenises and preprocesses one input. Raises InvalidInput for what this model cannot embed, InputTooLong among it."""
 
-        Raises InvalidInput for what this model cannot embed, InputTooLong among it.
-        """
-
-    def prepare_all(self, items: Sequence[EmbeddingInput]) -> list[PreparedInput | InvalidInput]:
-        """Several at once, each as `prepare` has it, or its error, without a traceback."""
+    def prepare_all(self, items: Sequence[EmbeddingInput]) -> list[PreparedInput | Refusal]:
+        """Prepares several inputs at once, each as `prepare` does, or says why not."""
 
     def describe(self, item: EmbeddingInput) -> Description:
-        """What `prepare` would make of an input, without its pixels. Raises InvalidInput, but not for its length."""
+        """Describes what `prepare` would make of an input, without its pixels. Raises InvalidInput, but not for its length."""
+
+
+class EmbeddingModel(Protocol):
+    """What computes: the weights of one checkpoint on one device. Only ever called by the device's thread."""
+
+    @property
+    def device(self) -> str:
+        """The torch device, such as "cpu" or "cuda:0"."""
 
     def embed(self, batch: Sequence[PreparedInput]) -> npt.NDArray[np.float32]:
-        """Unit vectors, float32 of shape (len(batch), width), row i of batch[i]. Only ever called by the device's thread.
+        """Returns unit vectors, float32 of shape (len(batch), width), row i of batch[i].
 
-        Raises OutOfDeviceMemory where a smaller batch may fit, DeviceLost where nothing more can be run.
+        Raises OutOfDeviceMemory if a smaller batch may fit, DeviceLost if nothing more can be run.
         """
 
     def warm_up(self) -> float:
-        """Run once at every shape that pays, and return the measured rate in tokens per second."""
+        """Runs once at every shape that pays, and returns the measured rate in tokens per second."""
 
     def memory_bytes(self) -> int:
-        """Memory that the device has given to this process, in bytes; 0 on a CPU."""
+        """Returns the memory that the device has given to this process, in bytes; 0 on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A checkpoint, loaded: what prepares its inputs and what computes their vectors."""
+
+    preparer: Preparer
+    model: EmbeddingModel
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an input gets no vector, as a value. `message` is safe to show and says what to do; `param` is the input's place in
+    the request, such as "input[3].image", if it has one; `reason` is the name under which app.errors knows its kind."""
+
+    message: str
+    param: str | None = None
+    reason: str = "invalid"
 
 
 class InvalidInput(ValueError):

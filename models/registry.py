@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from models.base import EmbeddingModel, ImageLimits, ModelLoadError
+from models.base import ImageLimits, LoadedModel, ModelLoadError
 
 # Imported only when chosen: an adapter brings its own libraries.
 _TEXT = "models.text_encoder.adapter:TextEmbedding"
@@ -33,7 +34,7 @@ def load_model(
     allow_pickle: bool,
     backend: str = "packed",
     compile: str = "auto",
-) -> EmbeddingModel:
+) -> LoadedModel:
     """Load the checkpoint in folder `path` by its family's adapter.
 
     `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `dtype` is `auto` or a torch dtype's name; image limits are in pixels, 0 for
@@ -52,16 +53,17 @@ def load_model(
     try:
         adapter = _adapter(path)
         resolved = devices.resolve_device(device)
-        return adapter(
+        loaded = adapter(
             path, device=resolved, dtype=dtype, backend=backend, compile=compile, limits=limits, allow_pickle=allow_pickle
         )
+        return LoadedModel(loaded, loaded)
     except ModelLoadError:
         raise
     except Exception as error:
         raise ModelLoadError(f"{path}: the checkpoint cannot be loaded ({type(error).__name__}: {_one_line(error)})") from error
 
 
-def _adapter(path: Path) -> Callable[..., EmbeddingModel]:
+def _adapter(path: Path) -> Callable[..., Any]:
     try:
         config = json.loads((path / "config.json").read_bytes())
         model_type = config["model_type"]
@@ -76,7 +78,7 @@ def _adapter(path: Path) -> Callable[..., EmbeddingModel]:
             )
         raise ModelLoadError(f"{path}: model_type {model_type!r} is not known; known are: {known}")
     module, _, name = ADAPTERS[model_type].partition(":")
-    found: Callable[..., EmbeddingModel] = getattr(import_module(module), name)
+    found: Callable[..., Any] = getattr(import_module(module), name)
     return found
 
 

@@ -94,7 +94,7 @@ class Scheduler:
         load: Callable[[], EmbeddingModel],
         limits: Limits,
         *,
-        on_ready: Callable[[EmbeddingModel], None],
+        on_ready: Callable[[], None],
         on_batch: Callable[[BatchReport], None],
         on_failure: Callable[[BaseException, bool], None],
     ) -> None:
@@ -149,13 +149,6 @@ class Scheduler:
         if self._worker and self._model:
             await asyncio.to_thread(self._worker.join, timeout)
             self._fail(self._queue.finish(), Draining, "the server is stopping")
-
-    @property
-    def model(self) -> EmbeddingModel:
-        """The loaded model. Raises NotReady."""
-        if self._model is None:
-            raise NotReady("the model is loading")
-        return self._model
 
     @property
     def loaded_model(self) -> EmbeddingModel | None:
@@ -255,7 +248,7 @@ class Scheduler:
 
     def _loaded(self, loaded: Loaded) -> None:
         self._model, self.tokens_per_second = loaded.model, loaded.tokens_per_second
-        if self._limits.max_batch_tokens is None and loaded.model.info.device == "cpu":
+        if self._limits.max_batch_tokens is None and loaded.model.device == "cpu":
             tokens = int(loaded.tokens_per_second * CPU_BATCH_SECONDS)
             self._queue.max_batch_tokens = min(max(tokens, MIN_CPU_BATCH_TOKENS), DEFAULT_BATCH_TOKENS)
         if self.state is State.LOADING:
@@ -266,7 +259,7 @@ class Scheduler:
             self._queue.max_batch_tokens,
             self.stall_seconds,
         )
-        self._on_ready(loaded.model)
+        self._on_ready()
 
     def _load_failed(self, error: BaseException) -> None:
         self.state = State.FAILED

@@ -15,9 +15,9 @@ from aiohttp import web
 
 from app.http.keys import SCHEDULER
 from app.http.server import bind, listen
-from app.main import LoadModel, create_app
+from app.main import create_app
 from app.settings import ApiKey, Settings
-from models.base import EmbeddingModel
+from models.base import LoadedModel
 from scheduler.scheduler import State
 from tests.support.fakes import FakeModel
 
@@ -72,10 +72,14 @@ async def serve() -> AsyncIterator[Serve]:
     """Start an application, over the connection handler that production uses: `await serve(model, **settings)` is its client."""
     running: list[tuple[Client, asyncio.Server, web.AppRunner]] = []
 
-    async def start(model: EmbeddingModel | LoadModel | None = None, wait: bool = True, **changes: Any) -> Client:
+    async def start(model: FakeModel | Callable[[], Any] | None = None, wait: bool = True, **changes: Any) -> Client:
         settings = make_settings(**changes)
         model = model or FakeModel()
-        load = model if callable(model) else lambda: model
+
+        def load() -> LoadedModel:
+            loaded = model() if callable(model) else model
+            return loaded if isinstance(loaded, LoadedModel) else loaded.load_both()
+
         app = create_app(settings, load)
         runner = web.AppRunner(app, handle_signals=False, handler_cancellation=True, access_log=None)
         await runner.setup()

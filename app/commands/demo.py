@@ -17,7 +17,7 @@ import numpy.typing as npt
 from aiohttp import web
 from PIL import Image, ImageDraw
 
-from app.http.keys import LIFECYCLE, SCHEDULER
+from app.http.keys import ENGINE, LIFECYCLE, SCHEDULER
 from app.http.server import bind, serve
 from app.lifecycle import ExitCode
 from app.main import create_app
@@ -157,7 +157,7 @@ async def run_demo(model_path: Path, port: int, once: bool, random_weights: bool
     if app[SCHEDULER].state is State.READY:
         url = f"http://127.0.0.1:{port}"
         async with aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {key}"}) as session:
-            asked = questions(image_url, png, app[SCHEDULER].model.info.supports_images)
+            asked = questions(image_url, png, app[ENGINE].preparer.info.supports_images)
             answers = [await ask(session, question) for question in asked]
         show(answers, random_weights)
         failed = not all(answer.good for answer in answers)

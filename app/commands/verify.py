@@ -38,17 +38,18 @@ class Verdict(IntEnum):
 def verify(settings: Settings) -> Verdict:
     """Embed the two sentences, and print the figure with the verdict."""
     try:
-        model = load_configured_model(settings)
+        loaded = load_configured_model(settings)
     except ModelLoadError as error:
         print(error, file=sys.stderr)
         return Verdict.SETTINGS_WRONG if isinstance(error, DeviceUnavailable) else Verdict.FAIL
+    preparer = loaded.preparer
     inputs = [EmbeddingInput((QUERY,), INSTRUCTION), EmbeddingInput((DOCUMENT,))]
     try:
-        query, document = model.embed([model.prepare(item) for item in inputs])
-        verdict, message = judge(float(query @ document), model.info)
+        query, document = loaded.model.embed([preparer.prepare(item) for item in inputs])
+        verdict, message = judge(float(query @ document), preparer.info)
     except InvalidInput as error:
         verdict, message = Verdict.CANNOT_JUDGE, f"cannot judge: {error}"
-    print(f"{settings.model_path} on {model.info.device} in {model.info.dtype}: {message}")
+    print(f"{settings.model_path} on {preparer.info.device} in {preparer.info.dtype}: {message}")
     return verdict
 
 

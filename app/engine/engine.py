@@ -18,7 +18,8 @@ from app.engine.threads import PreparationThreads
 from app.media.fetch import ImageFetcher
 from app.process import usable_cores
 from app.settings import Settings
-from models.base import EmbeddingModel
+from models.base import EmbeddingModel, LoadedModel, ModelInfo, Preparer
+from scheduler.errors import NotReady
 from scheduler.scheduler import Limits, Scheduler, State
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 # Images of MAX_IMAGE_PIXELS that are decoded at the same time, at most; of smaller ones as many as there are threads.
 DECODED_AT_ONCE = 2
 
-LoadModel = Callable[[], EmbeddingModel]
+LoadModel = Callable[[], LoadedModel]
 
 
 class Engine:
@@ -45,12 +46,19 @@ class Engine:
         self.settings = settings
         self.metrics = Metrics()
 
-        def ready(model: EmbeddingModel) -> None:
-            note_ready(settings, model)
+        self._preparer: Preparer | None = None
+
+        def load() -> EmbeddingModel:
+            loaded = load_model()
+            self._preparer = loaded.preparer
+            return loaded.model
+
+        def ready() -> None:
+            note_ready(settings, self.preparer.info)
             on_ready()
 
         self.scheduler = Scheduler(
-            load_model,
+            load,
             scheduler_limits(settings),
             on_ready=ready,
             on_batch=self.metrics.on_batch,
@@ -79,29 +87,41 @@ class Engine:
             with threads, bodies:
                 async with fetcher:
                     pixels = PixelBudget(DECODED_AT_ONCE * settings.max_image_pixels)
-                    yield EmbeddingService(scheduler, Tools(settings, fetcher, self.metrics, threads, pixels), bodies)
+                    yield EmbeddingService(
+                        scheduler, lambda: self.preparer, Tools(settings, fetcher, self.metrics, threads, pixels), bodies
+                    )
         finally:
             await scheduler.stop()
 
     @property
+    def preparer(self) -> Preparer:
+        """What prepares the model's inputs. Raises NotReady while the model loads."""
+        if self._preparer is None or self.scheduler.loaded_model is None:
+            raise NotReady("the model is loading")
+        return self._preparer
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What the loaded model is; None while it loads."""
+        return self._preparer.info if self._preparer and self.scheduler.loaded_model else None
+
+    @property
     def dimension(self) -> int | None:
-        """The components of a vector; None where they are the model's own and the model is loading."""
-        model = self.scheduler.loaded_model
-        return self.settings.embedding_dimension or (model.info.width if model else None)
+        """The components of a vector; None if they are the model's own and the model is loading."""
+        return self.settings.embedding_dimension or (self.info.width if self.info else None)
 
     @property
     def max_input_tokens(self) -> int:
         """Tokens of an input, at most: as set, and no more than the model reads."""
-        model, limit = self.scheduler.loaded_model, self.settings.max_input_tokens
-        return min(limit, model.info.max_tokens) if model else limit
+        limit = self.settings.max_input_tokens
+        return min(limit, self.info.max_tokens) if self.info else limit
 
     @property
     def fingerprint(self) -> str | None:
         """The model's fingerprint and the dimension in one: equal ones mean comparable vectors. None while the model loads."""
-        model = self.scheduler.loaded_model
-        if model is None:
+        if self.info is None:
             return None
-        return hashlib.sha256(f"{model.info.fingerprint}:{self.dimension}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self.info.fingerprint}:{self.dimension}".encode()).hexdigest()[:16]
 
     def request_limits(self) -> RequestLimits:
         """What a request may ask for. Raises NotReady."""
@@ -110,7 +130,7 @@ class Engine:
             model_names=frozenset({settings.model_name, settings.model_id}),
             max_inputs=settings.max_inputs_per_request,
             max_input_tokens=self.max_input_tokens,
-            dimension=settings.embedding_dimension or self.scheduler.model.info.width,
+            dimension=settings.embedding_dimension or self.preparer.info.width,
             max_image_bytes=settings.max_image_bytes,
         )
 
@@ -128,9 +148,8 @@ def scheduler_limits(settings: Settings) -> Limits:
     )
 
 
-def note_ready(settings: Settings, model: EmbeddingModel) -> None:
+def note_ready(settings: Settings, info: ModelInfo) -> None:
     """Say what is served, and what the operator may not expect of it."""
-    info = model.info
     log.info("serving %s (%s) on %s in %s, width %d", settings.model_name, info.model_type, info.device, info.dtype, info.width)
     wanted = settings.embedding_dimension
     if wanted is not None and wanted > info.width:

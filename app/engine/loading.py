@@ -6,12 +6,12 @@ import logging
 
 from app.lifecycle import ExitCode, Lifecycle
 from app.settings import Settings
-from models.base import DeviceUnavailable, EmbeddingModel, ModelLoadError
+from models.base import DeviceUnavailable, LoadedModel, ModelLoadError
 
 log = logging.getLogger(__name__)
 
 
-def load_configured_model(settings: Settings) -> EmbeddingModel:
+def load_configured_model(settings: Settings) -> LoadedModel:
     """Find or download the checkpoint, and load it. Raises ModelLoadError."""
     # torch and transformers take seconds to import: the port is open by then.
     from models.checkpoints.download import find_or_download

@@ -28,12 +28,13 @@ from app.settings import Settings
 from models.base import (
     Description,
     EmbeddingInput,
-    EmbeddingModel,
     InputTooLong,
     InvalidInput,
     ModelInfo,
     PreparedImage,
     PreparedInput,
+    Preparer,
+    Refusal,
 )
 
 T = TypeVar("T")
@@ -103,13 +104,13 @@ class Preparation:
     """One request's; what it makes is added to `memory`. Raises, of `prepare`, InputError for the first item at fault unless the
     request takes partial results, and as MemoryShare does."""
 
-    def __init__(self, tools: Tools, model: EmbeddingModel, request: EmbeddingRequest, memory: MemoryShare) -> None:
+    def __init__(self, tools: Tools, preparer: Preparer, request: EmbeddingRequest, memory: MemoryShare) -> None:
         self._tools = tools
-        self._model = model
+        self._preparer = preparer
         self._request = request
         self._memory = memory
-        self._max_tokens = min(request.max_tokens, model.info.max_tokens)
-        self._pool, threads = tools.threads.pool(model.info.device)
+        self._max_tokens = min(request.max_tokens, preparer.info.max_tokens)
+        self._pool, threads = tools.threads.pool(preparer.info.device)
         self._jobs = asyncio.Semaphore(threads)
         self._downloads = asyncio.Semaphore(DOWNLOADS_PER_REQUEST)
 
@@ -134,9 +135,10 @@ class Preparation:
     async def _prepare_texts(self, indices: Sequence[int], results: dict[int, Prepared]) -> None:
         """Items of text alone, several in one go."""
         items = [self._item(index) for index in indices]
-        prepare = partial(self._model.prepare_all, [self._input(item, item.parts) for item in items])
+        prepare = partial(self._preparer.prepare_all, [self._input(item, item.parts) for item in items])
         for index, result in zip(indices, prepare() if self._is_short() else await self._in_pool(prepare), strict=True):
-            results[index] = self._placed(result, index)
+            found = InvalidInput(result.message) if isinstance(result, Refusal) else result
+            results[index] = self._placed(found, index)
             if isinstance(result, PreparedInput):
                 self._memory.add(result.num_bytes)
 
@@ -144,7 +146,7 @@ class Preparation:
         """An item with images."""
         fusion = Fusion(self._max_tokens)
         try:
-            result: Prepared = await self._with_images(self._model.prepare, self._item(index), fusion)
+            result: Prepared = await self._with_images(self._preparer.prepare, self._item(index), fusion)
         except (InputError, InvalidInput) as error:
             result = error.with_traceback(None)
             self._memory.add(-fusion.num_bytes)  # the others of its images go with it
@@ -159,7 +161,7 @@ class Preparation:
         if isinstance(item, InvalidRequest):
             return item
         try:
-            described = await self._with_images(self._model.describe, item, Fusion(None))
+            described = await self._with_images(self._preparer.describe, item, Fusion(None))
         except (InputError, InvalidInput) as error:
             bare = error.with_traceback(None)
             return bare if isinstance(bare, InputError) else InputError(bare, item.param)
@@ -170,7 +172,7 @@ class Preparation:
         """Prepare an item's images, each in a job of its own, and hand the whole to the model: in the same job where there is but
         one. Raises InputError, InvalidInput."""
         sources = [part for part in item.parts if isinstance(part, ImageSource)]
-        if sources and not self._model.info.supports_images:
+        if sources and not self._preparer.info.supports_images:
             raise InputError(InvalidInput("this model embeds text only: send no image"), sources[0].param)
         if len(sources) == 1:
             done = await self._on_file(sources[0], fusion, partial(self._prepare_whole, then, item, sources[0], fusion))
@@ -232,7 +234,7 @@ class Preparation:
 
         Raises InputError.
         """
-        settings, model = self._tools.settings, self._model
+        settings, model = self._tools.settings, self._preparer
         original_size: tuple[int, int] | None = None
 
         def reduced_size(size: tuple[int, int]) -> tuple[int, int] | None:

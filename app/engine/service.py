@@ -22,7 +22,7 @@ from app.engine.memory import MemoryShare, RequestTooLarge
 from app.engine.preparation import Preparation, Tools, expected_bytes
 from app.engine.threads import run_on
 from app.errors import spec_for
-from models.base import Description, PreparedInput
+from models.base import Description, PreparedInput, Preparer
 from models.vectors import to_dimension
 from scheduler.entry import Vector
 from scheduler.errors import DeadlineExceeded
@@ -59,15 +59,16 @@ class EmbeddingService:
     """The way from a validated request to its vectors. `bodies` are threads for large bodies and replies: not those that prepare
     inputs, so that neither waits for the other."""
 
-    def __init__(self, scheduler: Scheduler, tools: Tools, bodies: Executor) -> None:
+    def __init__(self, scheduler: Scheduler, preparer: Callable[[], Preparer], tools: Tools, bodies: Executor) -> None:
         self._scheduler = scheduler
+        self._preparer = preparer
         self._tools = tools
         self._metrics = tools.metrics
         self._bodies = bodies
 
     def dimension(self) -> int:
         """The components of a vector where a request asks for no other number. Raises NotReady."""
-        return self._tools.settings.embedding_dimension or self._scheduler.model.info.width
+        return self._tools.settings.embedding_dimension or self._preparer().info.width
 
     async def embed(self, request: EmbeddingRequest, deadline: float, memory: MemoryShare) -> Outcome:
         """Embed every item of a request. `deadline` is on the loop's clock; `memory` gets what is made of the request.
@@ -76,10 +77,10 @@ class EmbeddingService:
         """
         started = time.monotonic()
         with self._scheduler.reserve(len(request.items)) as places:
-            model = self._scheduler.model
-            memory.expect(expected_bytes(request, model.info))
+            preparer = self._preparer()
+            memory.expect(expected_bytes(request, preparer.info))
             async with until(deadline):
-                prepared = await Preparation(self._tools, model, request, memory).prepare()
+                prepared = await Preparation(self._tools, preparer, request, memory).prepare()
             memory.settle()
             prepare_seconds = time.monotonic() - started
             self._metrics.prepare_seconds.observe(prepare_seconds)
@@ -103,7 +104,7 @@ class EmbeddingService:
             )
         with self._scheduler.reserve(len(request.items)):
             async with until(deadline):
-                return await Preparation(self._tools, self._scheduler.model, request, memory).describe()
+                return await Preparation(self._tools, self._preparer(), request, memory).describe()
 
     async def off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run the parsing of a large body, or the writing of a large reply, off the event loop."""

@@ -82,8 +82,7 @@ async def health(request: web.Request) -> web.Response:
     """GET /health"""
     app = request.app
     settings, scheduler = app[SETTINGS], app[SCHEDULER]
-    model = scheduler.loaded_model
-    info = model.info if model else None
+    info = app[ENGINE].info
     body = {
         "status": status(app),
         "model": settings.model_name,

@@ -22,6 +22,7 @@ from models.base import (
     ModelInfo,
     PreparedImage,
     PreparedInput,
+    Refusal,
 )
 from models.checkpoints.fingerprint import fingerprint
 from models.checkpoints.pretrained import load_pretrained
@@ -97,22 +98,24 @@ class Qwen3VLEmbedding:
         prompt, grids = self._plan(item)
         return self._prepared(item, prompt, grids, self._tokenizer.fit(prompt, self._limit(item), item.truncate))
 
-    def prepare_all(self, items: Sequence[EmbeddingInput]) -> list[PreparedInput | InvalidInput]:
+    def prepare_all(self, items: Sequence[EmbeddingInput]) -> list[PreparedInput | Refusal]:
         """Each as `prepare` has it, or its error; their texts are tokenised in one go."""
-        results: dict[int, PreparedInput | InvalidInput] = {}
+        results: dict[int, PreparedInput | Refusal] = {}
         plans: dict[int, tuple[Prompt, tuple[ImageGrid, ...]]] = {}
         for index, item in enumerate(items):
             try:
                 plans[index] = self._plan(item)
             except InvalidInput as error:
-                results[index] = error.with_traceback(None)
+                results[index] = Refusal(str(error))
         fitted = self._tokenizer.fit_all(
             [prompt for prompt, _ in plans.values()],
             [self._limit(items[index]) for index in plans],
             [items[index].truncate for index in plans],
         )
         for (index, (prompt, grids)), found in zip(plans.items(), fitted, strict=True):
-            results[index] = found if isinstance(found, InputTooLong) else self._prepared(items[index], prompt, grids, found)
+            results[index] = (
+                Refusal(str(found)) if isinstance(found, InputTooLong) else self._prepared(items[index], prompt, grids, found)
+            )
         return [results[index] for index in range(len(items))]
 
     def _prepared(self, item: EmbeddingInput, prompt: Prompt, grids: tuple[ImageGrid, ...], found: Fitted) -> PreparedInput:
@@ -161,6 +164,11 @@ class Qwen3VLEmbedding:
             self._forward.optimize(samples, graphs=self._compile == "auto")
         self.embed([image, text])
         return rates.measure(self.embed, text)
+
+    @property
+    def device(self) -> str:
+        """The torch device."""
+        return self.info.device
 
     def memory_bytes(self) -> int:
         return torch.cuda.memory_reserved(self._device) if self._device.type == "cuda" else 0

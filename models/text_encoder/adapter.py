@@ -22,6 +22,7 @@ from models.base import (
     ModelInfo,
     PreparedImage,
     PreparedInput,
+    Refusal,
 )
 from models.checkpoints.fingerprint import fingerprint
 from models.checkpoints.pretrained import load_pretrained
@@ -102,20 +103,24 @@ class TextEmbedding:
 
     def prepare(self, item: EmbeddingInput) -> PreparedInput:
         """Tokenise. Raises InvalidInput."""
-        (found,) = self.prepare_all([item])
+        (found,) = self._prepare_each([item])
         if isinstance(found, InvalidInput):
             raise found
         return found
 
-    def prepare_all(self, items: Sequence[EmbeddingInput]) -> list[PreparedInput | InvalidInput]:
-        """Each as `prepare` has it, or its error; their texts are tokenised in one go."""
+    def prepare_all(self, items: Sequence[EmbeddingInput]) -> list[PreparedInput | Refusal]:
+        """Each as `prepare` has it, or why not; their texts are tokenised in one go."""
+        results = self._prepare_each(items)
+        return [Refusal(str(found)) if isinstance(found, InvalidInput) else found for found in results]
+
+    def _prepare_each(self, items: Sequence[EmbeddingInput]) -> list[PreparedInput | InvalidInput]:
         results: dict[int, PreparedInput | InvalidInput] = {}
         prompts: dict[int, Prompt] = {}
         for index, item in enumerate(items):
             try:
                 prompts[index] = self._prompt(item)
             except InvalidInput as error:
-                results[index] = error.with_traceback(None)
+                results[index] = error
         fitted = self._tokenizer.fit_all(
             list(prompts.values()),
             [self._limit(items[index]) for index in prompts],
@@ -161,6 +166,11 @@ class TextEmbedding:
             self._forward.optimize([[short], [text] * 63 + [short]], graphs=self._compile == "auto")
         self.embed([short, text])
         return rates.measure(self.embed, text)
+
+    @property
+    def device(self) -> str:
+        """The torch device."""
+        return self.info.device
 
     def memory_bytes(self) -> int:
         return torch.cuda.memory_reserved(self._device) if self._device.type == "cuda" else 0

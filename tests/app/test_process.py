@@ -94,7 +94,7 @@ async def test_an_application_alone_changes_nothing(client: Client) -> None:
 @pytest.mark.parametrize("error", [None, RuntimeError("no weights")])
 async def test_ready_is_told_once_the_model_is_and_only_then(error: Exception | None) -> None:
     told: list[State] = []
-    application = create_app(make_settings(), FakeModel(load_error=error).load, lambda: told.append(scheduler.state))
+    application = create_app(make_settings(), FakeModel(load_error=error).load_both, lambda: told.append(scheduler.state))
     scheduler = application[SCHEDULER]
     runner = web.AppRunner(application)
     await runner.setup()

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from app.media.image import decode_image
 from models.base import EmbeddingInput, EmbeddingModel
-from models.registry import load_model
 from tests.support.oracle import cosines
 from tests.support.paths import CHECKPOINT, CONFORMANCE
+from tests.support.whole_model import load_model
 
 CASES: list[dict[str, Any]] = json.loads((CONFORMANCE / "cases" / "cases.json").read_bytes())
 # bfloat16 has eight bits of precision, and a cosine between different inputs may be as high as 0.98.

@@ -18,10 +18,10 @@ from PIL import Image
 from app.media.image import decode_image
 from models.base import EmbeddingInput, EmbeddingModel, PreparedInput
 from models.checkpoints.demo import OTHER, TINY, write_demo_checkpoint
-from models.registry import load_model
 from tests.conformance.report import BARS, CASES, CHECKPOINT, Result, case_input, golden, load
 from tests.support.image_files import encode
 from tests.support.oracle import Oracle, Part, Rows, cosines
+from tests.support.whole_model import load_model
 
 WIDTH_OF_BATCH = 32
 

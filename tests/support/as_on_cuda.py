@@ -17,9 +17,9 @@ from models.packed import graphs, staging
 from models.packed.forward import DecoderForward
 from models.packed.varlen import VarlenKernel
 from models.qwen3_vl import forward as packed
-from models.registry import load_model
 from models.text_encoder import adapter
 from tests.support import varlen_cpu  # noqa: F401 - the kernel for this test's device
+from tests.support.whole_model import load_model
 
 
 class Replayer:

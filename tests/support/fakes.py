@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +26,12 @@ from models.base import (
     ImageGrid,
     InputTooLong,
     InvalidInput,
+    LoadedModel,
     ModelInfo,
     OutOfDeviceMemory,
     PreparedImage,
     PreparedInput,
+    Refusal,
 )
 
 DEFAULT_INSTRUCTION = "default"
@@ -65,7 +66,7 @@ def vector_of(key: bytes | npt.NDArray[np.int64], width: int) -> npt.NDArray[np.
 
 @dataclass
 class FakeModel:
-    """An EmbeddingModel. One token per character of text and IMAGE_TOKENS per image, after the template's four."""
+    """A Preparer and an EmbeddingModel. One token per character of text and IMAGE_TOKENS per image, after the template's four."""
 
     width: int = 16
     max_tokens: int = 1_000_000
@@ -95,6 +96,11 @@ class FakeModel:
         if self.load_error:
             raise self.load_error
         return self
+
+    def load_both(self) -> LoadedModel:
+        """Loads it as an engine wants it: what prepares, and what computes."""
+        model = self.load()
+        return LoadedModel(model, model)
 
     @property
     def info(self) -> ModelInfo:
@@ -135,13 +141,13 @@ class FakeModel:
         fault = next((mark for mark, text in ((-1, self.fail_text), (-2, self.heavy_text)) if _begins(item, text)), 0)
         return PreparedInput(np.concatenate([np.resize(ids, length - 1), [fault]]), tuple(images), truncated=truncated)
 
-    def prepare_all(self, items: Sequence[EmbeddingInput]) -> list[PreparedInput | InvalidInput]:
-        results: list[PreparedInput | InvalidInput] = []
+    def prepare_all(self, items: Sequence[EmbeddingInput]) -> list[PreparedInput | Refusal]:
+        results: list[PreparedInput | Refusal] = []
         for item in items:
             try:
                 results.append(self.prepare(item))
             except InvalidInput as error:
-                results.append(error.with_traceback(None))
+                results.append(Refusal(str(error)))
         return results
 
     def describe(self, item: EmbeddingInput) -> Description:
@@ -220,7 +226,7 @@ def main() -> None:
     app.http.server.FAILED_GRACE_S = float(os.environ.get("FAKE_FAILED_GRACE_S", app.http.server.FAILED_GRACE_S))
 
     async def run() -> int:
-        return await app.http.server.serve(create_app(settings, partial(_from_environment().load), freeze_heap))
+        return await app.http.server.serve(create_app(settings, _from_environment().load_both, freeze_heap))
 
     share_interpreter()
     allow_connections()

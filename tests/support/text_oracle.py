@@ -10,9 +10,9 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from models.base import EmbeddingInput, EmbeddingModel
-from models.registry import load_model
 from tests.support.oracle import Rows, cosines
 from tests.support.text_checkpoints import WORDS
+from tests.support.whole_model import load_model
 
 SAME = 0.99999
 LENGTHS = (0, 1, 2, 3, 5, 5, 8, 8, 9, 13, 17, 21, 30, 30, 40, 60)

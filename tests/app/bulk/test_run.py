@@ -202,7 +202,7 @@ async def test_vectors_are_those_of_the_service_and_of_the_official_code(serve: 
         item = {"id": case["id"], "text": case.get("text"), "instruction": case.get("instruction")}
         items.append({**item, "image": [str(CONFORMANCE / "cases" / image) for image in images]} if images else item)
     source, output = write_lines(tmp_path / "in.jsonl", [*items, {"id": "bad", "image": "none.png"}]), tmp_path / "out.parquet"
-    command = Run(make_settings(), Options(source, output, quiet=True, request_rows=20), lambda: model)
+    command = Run(make_settings(), Options(source, output, quiet=True, request_rows=20), model.load_both)
     assert await command.whole() == Ending.BAD_ROWS
     written = read(output)
     assert written.ids == [case["id"] for case in CASES]
@@ -350,7 +350,7 @@ def test_an_output_that_is_there_stays(tmp_path: Path) -> None:
 
 def run_with_load_error(source: Path, output: Path, error: Exception) -> int:
     options = Options(source, output, quiet=True, overwrite=True)
-    return asyncio.run(Run(make_settings(), options, FakeModel(load_error=error).load).whole())
+    return asyncio.run(Run(make_settings(), options, FakeModel(load_error=error).load_both).whole())
 
 
 @pytest.mark.parametrize(("error", "code"), [(ModelLoadError("x"), 1), (DeviceUnavailable("x"), 2), (ValueError("x"), 1)])
@@ -444,7 +444,7 @@ def test_no_more_is_read_than_may_wait(tmp_path: Path, monkeypatch: pytest.Monke
 
     async def whole() -> int:
         options = Options(source, output, quiet=True, request_rows=10, concurrency=2)
-        running = asyncio.create_task(Run(make_settings(), options, lambda: Held()).whole())
+        running = asyncio.create_task(Run(make_settings(), options, Held().load_both).whole())
         while len(read_rows) < 40:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
@@ -512,7 +512,7 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(
     caplog.set_level("INFO")
     source = write_lines(tmp_path / "in.jsonl", [*texts(30), b"{"])
     options = Options(source, tmp_path / "out.npy", request_rows=10)
-    assert asyncio.run(Run(make_settings(), options, lambda: FakeModel()).whole()) == Ending.BAD_ROWS
+    assert asyncio.run(Run(make_settings(), options, FakeModel().load_both).whole()) == Ending.BAD_ROWS
     lines = [record.message for record in caplog.records if record.name == "app.bulk.progress"]
     assert len(lines) == 4
     assert lines[0].startswith("10 rows, ") and lines[0].endswith(" left") and "rows/s, 3" in lines[0]

@@ -198,7 +198,7 @@ def test_a_client_that_reads_slowly_gets_its_whole_reply() -> None:
 @pytest.mark.parametrize("turns", range(8))
 async def test_a_connection_of_the_last_moment_does_not_hold_up_the_end(turns: int) -> None:
     """The listener has accepted it, and so many turns of the loop later it closes: the connection is answered, or closed."""
-    runner = web.AppRunner(create_app(make_settings(), FakeModel), handle_signals=False, handler_cancellation=True)
+    runner = web.AppRunner(create_app(make_settings(), FakeModel().load_both), handle_signals=False, handler_cancellation=True)
     await runner.setup()
     (sock,) = bind("127.0.0.1", 0)
     listener = await listen(runner, sock, header_timeout_s=15)

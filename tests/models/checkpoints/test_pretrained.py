@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.base import ModelLoadError
-from models.registry import load_model
 from tests.conformance.report import CHECKPOINT
 from tests.support.text_checkpoints import write_checkpoint
+from tests.support.whole_model import load_model
 
 # A checkpoint, and the name of a weight within its last layer.
 LAST = {

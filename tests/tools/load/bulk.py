@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 
 from models.base import EmbeddingInput
-from models.registry import load_model
 from tests.support.bulk_runs import Written, leftovers, read
+from tests.support.whole_model import load_model
 from tests.tools.load.children import end
 from tests.tools.load.workloads import VOCABULARY
 

@@ -160,7 +160,7 @@ def _embedding_input(one: Input) -> EmbeddingInput:
 
 def load_engines(path: Path, device: str, dtype: str) -> tuple[dict[str, Stock | Ours], str]:
     """Every engine of the device by name, warmed up, and the dtype that all of them run in: `dtype` may be "auto"."""
-    from models.registry import load_model
+    from tests.support.whole_model import load_model
 
     loaded: dict[tuple[tuple[str, str], ...], tuple[EmbeddingModel, int]] = {}
     engines: dict[str, Stock | Ours] = {}
