@@ -12,10 +12,9 @@ from pathlib import Path
 
 from app.bulk import options
 from app.lifecycle import ExitCode
+from app.logs import configure_logging
 from app.process import tame_threads
 from app.settings import Settings, SettingsError, load_settings
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def main() -> int:
@@ -33,14 +32,16 @@ def main() -> int:
     if arguments.command == "demo":
         from app.commands.demo import run_demo
 
-        logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
+        configure_logging("WARNING")
         return asyncio.run(run_demo(arguments.model_path, arguments.port, arguments.once, arguments.random_weights))
     try:
         settings = load_settings(need_key=arguments.command == "serve")
     except SettingsError as error:
         print(error, file=sys.stderr)
         return ExitCode.SETTINGS_WRONG
-    configure_logging(settings)
+    configure_logging(settings.log_level, settings.log_format)
+    for warning in settings.warnings:
+        logging.getLogger("app").warning("%s", warning)
     if arguments.command == "embed":
         from app.bulk.run import embed
 
@@ -83,16 +84,6 @@ def run_server(settings: Settings) -> int:
     share_interpreter()
     allow_connections()
     return asyncio.run(run())
-
-
-def configure_logging(settings: Settings) -> None:
-    """One line an event on standard error."""
-    logging.basicConfig(level=settings.log_level, format=LOG_FORMAT, stream=sys.stderr)
-    # Their INFO is about every download and every file.
-    for noisy in ("httpx", "httpcore", "urllib3", "filelock", "PIL"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
-    for warning in settings.warnings:
-        logging.getLogger("app").warning("%s", warning)
 
 
 if __name__ == "__main__":

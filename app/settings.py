@@ -31,6 +31,7 @@ FLAGS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false"
 LOG_LEVELS = {level.lower(): level for level in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")}
 BACKENDS = {name: name for name in ("packed", "reference")}
 COMPILE = {name: name for name in ("off", "auto")}
+LOG_FORMATS = {name: name for name in ("text", "json")}
 DTYPES = {name: name for name in ("auto", "float32", "bfloat16", "float16")}
 
 
@@ -184,6 +185,7 @@ class Settings:
     max_image_width: int = setting(512, IMAGE_SIDE, "pixels; a smaller MAX_IMAGE_SIZE that is set wins; 0 is no limit")
     max_image_height: int = setting(512, IMAGE_SIDE, "pixels; a smaller MAX_IMAGE_SIZE that is set wins; 0 is no limit")
     log_level: str = setting("INFO", one_of(LOG_LEVELS), "DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    log_format: str = setting("text", one_of(LOG_FORMATS), "text: a line for people; json: an object on each line")
 
     host: str = setting("0.0.0.0", matching(r"[^\s/]+", "must be a host or an address"), "address to listen on")
     auth_disabled: bool = setting(False, FLAG, "true: serve everyone who reaches the port, without a key")

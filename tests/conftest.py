@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from aiohttp import web
 
 from app.http.keys import SCHEDULER
 from app.http.server import bind, listen
+from app.logs import RequestIdFilter
 from app.main import create_app
 from app.settings import ApiKey, Settings
 from models.base import LoadedModel
@@ -111,6 +113,18 @@ class Clock:
 
     def advance(self, seconds: float) -> None:
         self._ahead += seconds
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """pytest's own, whose records have the request's id as those of a server do."""
+    caplog.handler.addFilter(RequestIdFilter())
+    return caplog
+
+
+def records_of(caplog: pytest.LogCaptureFixture, request_id: str) -> list[logging.LogRecord]:
+    """What was logged for a request."""
+    return [record for record in caplog.records if vars(record)["request_id"] == request_id]
 
 
 @pytest.fixture

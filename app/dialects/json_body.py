@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from app.dialects.items import TOKEN_IDS_ADVICE, InvalidRequest
+from app.dialects.contract import TOKEN_IDS_ADVICE, InvalidRequest
 
 # Some 20 ms. 2,048 inputs of 15 typed parts each have fewer: a part has five to seven.
 MAX_VALUES = 250_000

@@ -1,20 +1,19 @@
-"""The engine: all that turns a request into vectors, put together once. The service puts HTTP around it; `python -m app embed`
-uses it as it is."""
+"""Engine: all that turns a request into vectors, put together once. app.http puts HTTP around it; `python -m app embed` uses it
+as it is."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from app.dialects.request import RequestLimits
+from app.dialects.contract import MAX_URL_LENGTH, RequestLimits
 from app.engine.memory import MemoryBudget, PixelBudget
 from app.engine.metrics import Metrics
 from app.engine.preparation import Tools
 from app.engine.service import EmbeddingService
-from app.engine.threads import PreparationThreads
+from app.engine.threads import BodyThreads, PreparationThreads
 from app.media.fetch import ImageFetcher
 from app.process import usable_cores
 from app.settings import Settings
@@ -45,7 +44,6 @@ class Engine:
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
-
         self._preparer: Preparer | None = None
 
         def load() -> EmbeddingModel:
@@ -64,11 +62,12 @@ class Engine:
             on_batch=self.metrics.on_batch,
             on_failure=on_failure,
         )
+        self.bodies = BodyThreads()
         self.memory = MemoryBudget(settings.max_bytes_in_flight, self.scheduler.retry_after)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[EmbeddingService]:
-        """Start and stop of the device's thread, the image downloads, and the threads for preprocessing and for bodies."""
+        """Starts and stops the device's thread, the image downloads, and the threads for preprocessing and for bodies."""
         scheduler, settings = self.scheduler, self.settings
         self.metrics.watch(
             queue_depth=lambda: scheduler.queue_depth,
@@ -78,18 +77,16 @@ class Engine:
         fetcher = ImageFetcher(
             timeout_s=settings.image_fetch_timeout_s,
             max_bytes=settings.max_image_bytes,
+            max_url_length=MAX_URL_LENGTH,
             allowed_hosts=settings.image_url_allowed_hosts,
         )
-        threads = PreparationThreads(usable_cores())
-        bodies = ThreadPoolExecutor(2, thread_name_prefix="bodies")
         await scheduler.start()
         try:
-            with threads, bodies:
+            with PreparationThreads(usable_cores()) as threads, self.bodies:
                 async with fetcher:
                     pixels = PixelBudget(DECODED_AT_ONCE * settings.max_image_pixels)
-                    yield EmbeddingService(
-                        scheduler, lambda: self.preparer, Tools(settings, fetcher, self.metrics, threads, pixels), bodies
-                    )
+                    tools = Tools(settings, fetcher, self.metrics, threads, pixels)
+                    yield EmbeddingService(scheduler, lambda: self.preparer, tools, self.bodies)
         finally:
             await scheduler.stop()
 

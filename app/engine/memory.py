@@ -7,7 +7,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from app.dialects.contract import EmbeddingRequest, ImageSource
+from models.base import ModelInfo, Refusal
 from scheduler.errors import Overloaded
+
+# Images of one request at a time between the first byte of their download and their patches.
+DOWNLOADS_PER_REQUEST = 8
+# Bytes that a token takes: its id, and its three positions where there are images. A character is UTF-8 of at most four bytes,
+# and a token at least one of them; the template has some tokens too.
+ID_BYTES = 8
+POSITIONS_BYTES = 24
+TOKENS_PER_CHARACTER = 4
+TEMPLATE_TOKENS = 128
 
 
 class RequestTooLarge(Exception):
@@ -119,3 +130,20 @@ class PixelBudget:
             with self._changed:
                 self._left += taken
                 self._changed.notify_all()
+
+
+def expected_bytes(request: EmbeddingRequest, info: ModelInfo) -> int:
+    """Bounds the bytes that a request's inputs take once prepared: known before any work is done for them."""
+    limit = min(request.max_tokens, info.max_tokens)
+    total = 0
+    for item in request.items:
+        if isinstance(item, Refusal):
+            continue
+        if item.is_text:
+            total += ID_BYTES * min(limit, item.characters * TOKENS_PER_CHARACTER + TEMPLATE_TOKENS)
+            continue
+        images = sum(isinstance(part, ImageSource) for part in item.parts)
+        # However many: once they have more tokens than the limit, those under way are the last.
+        most = limit * info.image_token_bytes + DOWNLOADS_PER_REQUEST * info.largest_image
+        total += (ID_BYTES + POSITIONS_BYTES) * limit + min(images * info.largest_image, most)
+    return total

@@ -19,6 +19,7 @@ from typing import Any
 from aiohttp import hdrs, web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
+from app.dialects.contract import Dialect
 from app.engine.memory import MemoryBudget
 from app.errors import MalformedRequest
 from app.http.error_replies import error_reply
@@ -34,9 +35,9 @@ READ_BYTES = 1 << 16
 REPLY_BYTES_PER_S = 1 << 18
 
 
-def json_error(error: BaseException) -> web.Response:
-    """The reply to what no middleware sees; the connection ends with it."""
-    reply = error_reply(error)
+def last_reply(error: BaseException, dialect: Dialect) -> web.Response:
+    """Makes the reply to what no middleware sees; the connection ends with it."""
+    reply = error_reply(error, dialect)
     reply.headers["X-Request-Id"] = uuid.uuid4().hex
     reply.force_close()
     return reply
@@ -46,7 +47,16 @@ class JsonRequestHandler(RequestHandler):
     """One connection. `header_timeout_s` and `reply_timeout_s` are in seconds; `on_refused` is told of what no middleware sees:
     "malformed", "header_timeout" or "reply_timeout"."""
 
-    __slots__ = ("_discards", "_head_timer", "_header_timeout_s", "_memory", "_on_refused", "_reply_timeout_s", "_reply_timer")
+    __slots__ = (
+        "_dialect",
+        "_discards",
+        "_head_timer",
+        "_header_timeout_s",
+        "_memory",
+        "_on_refused",
+        "_reply_timeout_s",
+        "_reply_timer",
+    )
 
     def __init__(
         self,
@@ -55,6 +65,7 @@ class JsonRequestHandler(RequestHandler):
         header_timeout_s: float,
         reply_timeout_s: float,
         memory: MemoryBudget,
+        dialect: Dialect,
         on_refused: Callable[[str], None],
         **options: Any,
     ) -> None:
@@ -62,6 +73,7 @@ class JsonRequestHandler(RequestHandler):
         self._header_timeout_s = header_timeout_s
         self._reply_timeout_s = reply_timeout_s
         self._memory = memory
+        self._dialect = dialect
         self._on_refused = on_refused
         self._head_timer: asyncio.TimerHandle | None = None
         self._reply_timer: asyncio.TimerHandle | None = None
@@ -96,7 +108,7 @@ class JsonRequestHandler(RequestHandler):
             log.error("unhandled error", exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("a reply has begun already")
-        reply = json_error(MalformedRequest() if malformed else exc or RuntimeError())
+        reply = last_reply(MalformedRequest() if malformed else exc or RuntimeError(), self._dialect)
         if malformed:
             self._on_refused("malformed")
             log.info("%s - malformed HTTP %d", reply.headers["X-Request-Id"], reply.status)
@@ -107,7 +119,7 @@ class JsonRequestHandler(RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Write the reply. Middlewares let no HTTPException pass: one that comes here was raised before them."""
         if isinstance(resp, web.HTTPException):
-            resp = json_error(resp)
+            resp = last_reply(resp, self._dialect)
         resp.headers[hdrs.SERVER] = SERVER
         body = resp.body if isinstance(resp, web.Response) else None
         size = len(body) if isinstance(body, bytes) else 0

@@ -15,7 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from app.http.connection import JsonRequestHandler
-from app.http.keys import LIFECYCLE, MEMORY, METRICS, SCHEDULER, SETTINGS
+from app.http.keys import DIALECT, LIFECYCLE, MEMORY, METRICS, SCHEDULER, SETTINGS
 from app.lifecycle import ExitCode, Lifecycle
 from scheduler.scheduler import Scheduler
 
@@ -92,6 +92,7 @@ async def listen(runner: web.AppRunner, sock: socket.socket, header_timeout_s: f
         "header_timeout_s": header_timeout_s,
         "reply_timeout_s": REPLY_S,
         "memory": runner.app[MEMORY],
+        "dialect": runner.app[DIALECT],
         "on_refused": lambda reason: rejected.labels(reason).inc(),
         "keepalive_timeout": KEEPALIVE_S,
         "lingering_time": LINGERING_S,

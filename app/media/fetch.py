@@ -19,8 +19,6 @@ import aiohttp
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
-from app.dialects.items import MAX_URL_LENGTH
-
 _log = logging.getLogger(__name__)
 
 _MAX_REDIRECTS = 3
@@ -89,9 +87,18 @@ class ImageFetcher:
     address and not the host, so they have a session, and with it a pool of connections, of their own.
     """
 
-    def __init__(self, *, timeout_s: float, max_bytes: int, allowed_hosts: frozenset[str], max_concurrent: int = 32) -> None:
+    def __init__(
+        self,
+        *,
+        timeout_s: float,
+        max_bytes: int,
+        max_url_length: int,
+        allowed_hosts: frozenset[str],
+        max_concurrent: int = 32,
+    ) -> None:
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
+        self._max_url_length = max_url_length
         self._allowed_hosts = allowed_hosts
         self._slots = asyncio.Semaphore(max_concurrent)
         self._resources = AsyncExitStack()
@@ -119,7 +126,7 @@ class ImageFetcher:
 
     async def _fetch(self, url: str) -> bytes:
         try:
-            target = _parse(url)
+            target = _parse(url, self._max_url_length)
         except _Refusal:
             raise ImageUnavailable("image URL is not a valid http or https URL") from None
         try:
@@ -139,7 +146,7 @@ class ImageFetcher:
             async with self._session_for(target).get(target, allow_redirects=False) as response:
                 if response.status not in _REDIRECT_STATUSES:
                     return await self._body(response)
-                target = _redirect_target(response)
+                target = _redirect_target(response, self._max_url_length)
         raise _Refusal(f"is redirected more than {_MAX_REDIRECTS} times")
 
     def _session_for(self, url: URL) -> aiohttp.ClientSession:
@@ -180,8 +187,8 @@ def _session(socket_factory: aiohttp.SocketFactoryType | None) -> aiohttp.Client
     )
 
 
-def _parse(text: str, base: URL | None = None) -> URL:
-    if len(text) > MAX_URL_LENGTH or _CONTROL_CHARACTER.search(text):
+def _parse(text: str, max_length: int, base: URL | None = None) -> URL:
+    if len(text) > max_length or _CONTROL_CHARACTER.search(text):
         raise _Refusal("is redirected to a URL that is not valid")
     try:
         url = URL(text) if base is None else base.join(URL(text))
@@ -193,11 +200,11 @@ def _parse(text: str, base: URL | None = None) -> URL:
     return url
 
 
-def _redirect_target(response: aiohttp.ClientResponse) -> URL:
+def _redirect_target(response: aiohttp.ClientResponse, max_length: int) -> URL:
     location = response.headers.get("Location")
     if not location:
         raise _Refusal("cannot be had: its server redirects nowhere")
-    return _parse(location, base=response.url)
+    return _parse(location, max_length, base=response.url)
 
 
 def _reason(error: Exception) -> str:

@@ -17,12 +17,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from aiohttp import web
 from prometheus_client.metrics import MetricWrapperBase
 
+from app.dialects.contract import Fault
+from app.dialects.openai import error_detail
+from app.dialects.registry import DIALECTS
 from app.engine.metrics import Metrics
 from app.errors import TABLE
-from app.http.routes import PUBLIC, add_routes
+from app.http.routes import routes
 from app.settings import DEFAULTS, SETTINGS
 from tests.support.hosts import Process, process
 from tests.support.paths import CHECKPOINT, ROOT
@@ -239,13 +241,7 @@ def test_the_settings_are_those_of_the_service(page: Readme) -> None:
 
 @each_page
 def test_the_routes_are_those_of_the_service(page: Readme) -> None:
-    router = web.UrlDispatcher()
-    add_routes(router)
-    served = {
-        (route.method, route.resource.canonical, route.resource.canonical not in PUBLIC)
-        for route in router.routes()
-        if route.resource and route.method != "HEAD"
-    }
+    served = {(row.method, row.path.replace("{id:.+}", "{id}"), not row.public) for row in routes(DIALECTS)}
     yes = {"yes": True, "no": False, "要": True, "不要": False}
     assert {(bare(method), bare(path), yes[key]) for method, path, key, _ in page.table(page.routes)} == served
 
@@ -277,7 +273,7 @@ def router_errors(url: str) -> frozenset[Error]:
 
 @each_page
 def test_the_errors_are_those_of_the_service(page: Readme, service: Service) -> None:
-    table = {(row.status, row.type, row.code or "") for row in TABLE.values()}
+    table = {(row.status, error_detail(Fault(row.status, "")).type, row.code or "") for row in TABLE.values()}
     shown = [(int(status), bare(kind), bare(code)) for status, kind, code, _ in page.table(page.errors)]
     assert len(shown) == len(set(shown))
     assert set(shown) == table | router_errors(service.url)

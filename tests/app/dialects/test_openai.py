@@ -11,7 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.dialects.request import EmbeddingRequest, ImageSource, InvalidRequest, ModelNotFound, RequestItem, RequestLimits, parse
+from app.dialects.contract import EmbeddingRequest, ImageSource, InvalidRequest, ModelNotFound, RequestItem, RequestLimits
+from app.dialects.openai import parse
+from models.base import Refusal
 
 LIMITS = RequestLimits(frozenset({"served", "Org/served"}), max_inputs=4, max_input_tokens=16, dimension=64, max_image_bytes=30)
 PIXELS = b"\xff\xd8 not opened here"
@@ -125,7 +127,7 @@ def test_form(value: Any, parts: tuple[str | ImageSource, ...], partial: bool) -
 
 
 def test_defaults() -> None:
-    assert read({"input": "a"}) == EmbeddingRequest((item("a"),), None, "float", max_tokens=16, truncate=False, partial=False)
+    assert read({"input": "a"}) == EmbeddingRequest((item("a"),), None, 16, False, False, "float")
 
 
 @pytest.mark.parametrize(
@@ -410,7 +412,7 @@ def test_refused_item(value: Any, param: str, phrase: str) -> None:
 
     request = read({"input": ["a", value, "c"], "partial": True})
     fault = request.items[1]
-    assert isinstance(fault, InvalidRequest) and phrase in str(fault) and fault.param == param.replace("@", "input[1]")
+    assert isinstance(fault, Refusal) and phrase in fault.message and fault.param == param.replace("@", "input[1]")
     assert (request.items[0], request.items[2]) == (item("a", param="input[0]"), item("c", param="input[2]"))
 
 
@@ -425,7 +427,7 @@ def test_refused_conversation(messages: list[Any], param: str, phrase: str) -> N
     refused({"messages": messages}, param.replace("@", "messages"), phrase)
 
     (fault,) = read({"messages": messages, "partial": True}).items
-    assert isinstance(fault, InvalidRequest) and phrase in str(fault) and fault.param == param.replace("@", "messages")
+    assert isinstance(fault, Refusal) and phrase in fault.message and fault.param == param.replace("@", "messages")
 
 
 @pytest.mark.parametrize("messages", [[USER, "a"], [USER, None], ["a", USER], [{"content": "a"}]])
@@ -494,7 +496,7 @@ def test_a_refusal_neither_repeats_nor_holds_the_body(body: Any) -> None:
 
 def test_a_fault_kept_in_its_slot_holds_no_frames() -> None:
     (fault,) = read({"input": {"image": "not base64!"}, "partial": True}).items
-    assert isinstance(fault, InvalidRequest) and fault.__traceback__ is None and fault.__context__ is None
+    assert isinstance(fault, Refusal)
 
 
 def test_repr_shows_no_content() -> None:
@@ -552,7 +554,7 @@ def outcome(body: bytes) -> None:
         return
     assert isinstance(request, EmbeddingRequest) and request.items
     for value in request.items:
-        if isinstance(value, InvalidRequest):
+        if isinstance(value, Refusal):
             assert request.partial and value.param
         else:
             assert value.parts
