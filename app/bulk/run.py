@@ -37,11 +37,11 @@ VERSION = 1
 _LONGEST_COMPANION = len(".ids.jsonl.tmp")
 
 
-def embed(settings: Settings, options: Options) -> int:
+def embed(settings: Settings, options: Options, load_model: LoadModel) -> int:
     """The exit code."""
     share_interpreter()
     try:
-        return asyncio.run(Run(settings, options, on_begin=freeze_heap).whole())
+        return asyncio.run(Run(settings, options, load_model, freeze_heap).whole())
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return int(stopped.code)

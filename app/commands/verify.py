@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from enum import IntEnum
 
-from app.engine.loading import load_configured_model
+from app.engine.engine import LoadModel
 from app.settings import Settings
 from models.base import DeviceUnavailable, EmbeddingInput, InvalidInput, ModelInfo, ModelLoadError
 
@@ -35,10 +35,10 @@ class Verdict(IntEnum):
     CANNOT_JUDGE = 4
 
 
-def verify(settings: Settings) -> Verdict:
-    """Embed the two sentences, and print the figure with the verdict."""
+def verify(settings: Settings, load_model: LoadModel) -> Verdict:
+    """Embeds the two sentences, and prints the figure with the verdict."""
     try:
-        loaded = load_configured_model(settings)
+        loaded = load_model()
     except ModelLoadError as error:
         print(error, file=sys.stderr)
         return Verdict.SETTINGS_WRONG if isinstance(error, DeviceUnavailable) else Verdict.FAIL

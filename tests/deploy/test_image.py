@@ -168,7 +168,7 @@ def test_the_image_is_what_it_says() -> None:
     # DEVICE is VARIANT, and both of its values are devices.
     assert environment()["DEVICE"] == "${VARIANT}"
     for variant in ("cpu", "cuda"):
-        assert SETTINGS["DEVICE"].metadata["parse"](variant) == variant
+        assert SETTINGS["DEVICE"].parse(variant) == variant
         assert re.search(rf"\b{variant}\) ", arguments_of("RUN")[0])
 
 

@@ -25,7 +25,7 @@ from app.dialects.registry import DIALECTS
 from app.engine.metrics import Metrics
 from app.errors import TABLE
 from app.http.routes import routes
-from app.settings import DEFAULTS, SETTINGS
+from app.settings import SETTINGS
 from tests.support.hosts import Process, process
 from tests.support.paths import CHECKPOINT, ROOT
 
@@ -223,8 +223,8 @@ def test_both_pages_have_the_same_structure() -> None:
 def default_of(key: str, cell: str) -> object:
     """The value that a default in the table stands for; one that names another setting follows it."""
     if cell in SETTINGS:
-        return getattr(DEFAULTS, SETTINGS[cell].name)
-    return SETTINGS[key].metadata["parse"](cell)
+        return SETTINGS[cell].default
+    return SETTINGS[key].parse(cell)
 
 
 @each_page
@@ -232,9 +232,7 @@ def test_the_settings_are_those_of_the_service(page: Readme) -> None:
     table = {bare(name): bare(default) for name, default, _ in page.table(page.settings)}
     assert len(page.table(page.settings)) == len(table)
     assert sorted(table) == sorted(SETTINGS)
-    assert {key: default_of(key, cell) for key, cell in table.items()} == {
-        key: getattr(DEFAULTS, row.name) for key, row in SETTINGS.items()
-    }
+    assert {key: default_of(key, cell) for key, cell in table.items()} == {key: row.default for key, row in SETTINGS.items()}
     example = dict(re.findall(r"(?m)^([A-Z_]+)=(.*)$", (ROOT / "config.env.example").read_text()))
     assert {key: table[key] for key in example} == example
 

@@ -221,7 +221,7 @@ def main() -> None:
     from app.process import allow_connections, freeze_heap, share_interpreter
     from app.settings import load_settings
 
-    settings = load_settings()
+    settings = load_settings().settings
     configure_logging(settings.log_level, settings.log_format)
     app.http.server.FAILED_GRACE_S = float(os.environ.get("FAKE_FAILED_GRACE_S", app.http.server.FAILED_GRACE_S))
 
