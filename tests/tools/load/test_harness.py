@@ -1,4 +1,4 @@
-"""The harnesses of tests/load/harness/, each run for a moment against the service on the miniature checkpoint."""
+"""The harnesses of tests/tools/load/harness/, each run for a moment against the service on the miniature checkpoint."""
 
 from __future__ import annotations
 
