@@ -66,5 +66,5 @@ def configure_logging(level: str, form: str = "text") -> None:
 
 
 def _time(record: logging.LogRecord) -> str:
-    """ISO 8601 in local time, to the millisecond, with its offset from UTC."""
+    """Writes a record's time: ISO 8601 in local time, to the millisecond, with its offset from UTC."""
     return datetime.fromtimestamp(record.created, UTC).astimezone().isoformat(timespec="milliseconds")

@@ -25,8 +25,8 @@ def create_app(
     on_ready: Callable[[], None] = lambda: None,
     dialects: Sequence[Dialect] = DIALECTS,
 ) -> web.Application:
-    """The application. `load_model` runs in the device's thread; by default it loads what the settings name. `on_ready` is called
-    on the event loop when the model is ready, before any request is taken."""
+    """Makes the application. `load_model` runs in the device's thread; by default it loads what the settings name. `on_ready`
+    is called on the event loop when the model is ready, before any request is taken."""
     app = web.Application(middlewares=[cors_middleware, error_middleware, auth_middleware])
     app[SETTINGS] = settings
     app[LIFECYCLE] = Lifecycle()
@@ -44,6 +44,6 @@ def create_app(
 
 
 async def run_engine(app: web.Application) -> AsyncIterator[None]:
-    """Start and stop of what turns requests into vectors."""
+    """Starts and stops what turns requests into vectors."""
     async with app[ENGINE].running() as app[SERVICE]:
         yield

@@ -161,7 +161,7 @@ def read_api_keys(text: str) -> tuple[ApiKey, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SettingSpec:
     """A row of the table: `parse` reads a key's text for `field` of Settings, whose default is `default`."""
 
     field: str
@@ -243,11 +243,11 @@ class Loaded:
 
 
 DEFAULTS = Settings()
-SETTINGS: Mapping[str, Row] = {
+SETTINGS: Mapping[str, SettingSpec] = {
     # Has no field of its own: it bounds both sides.
-    "MAX_IMAGE_SIZE": Row("", 512, IMAGE_SIDE, "pixels, of either side of an image; 0 is no limit"),
+    "MAX_IMAGE_SIZE": SettingSpec("", 512, IMAGE_SIDE, "pixels, of either side of an image; 0 is no limit"),
     **{
-        row.metadata["key"] or row.name.upper(): Row(row.name, row.default, row.metadata["parse"], row.metadata["help"])
+        row.metadata["key"] or row.name.upper(): SettingSpec(row.name, row.default, row.metadata["parse"], row.metadata["help"])
         for row in fields(Settings)
     },
 }

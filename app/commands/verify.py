@@ -27,7 +27,7 @@ JUDGED = ("qwen3_vl", 2048)
 
 
 class Verdict(IntEnum):
-    """Exit codes."""
+    """The exit code of `python -m app verify`."""
 
     PASS = 0
     FAIL = 1
@@ -54,7 +54,7 @@ def verify(settings: Settings, load_model: LoadModel) -> Verdict:
 
 
 def judge(cosine: float, info: ModelInfo) -> tuple[Verdict, str]:
-    """The verdict on a cosine of the two sentences, and a line that says it."""
+    """Judges a cosine of the two sentences; returns the verdict and a line that says it."""
     if (info.model_type, info.width) != JUDGED:
         return Verdict.CANNOT_JUDGE, f"cosine {cosine:.4f}; cannot judge: only Qwen3-VL-Embedding-2B has a published figure"
     passed = abs(cosine - PUBLISHED_COSINE) <= TOLERANCE

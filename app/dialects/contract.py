@@ -109,7 +109,8 @@ class EmbeddingRequest:
 
     @property
     def characters(self) -> int:
-        """How long the texts are together, and the instruction of each item: one that all share as often as there are items."""
+        """The length of the texts together, and of each item's instruction: one that all share counts as often as there are
+        items."""
         return sum(item.characters for item in self.items if isinstance(item, RequestItem))
 
     @property

@@ -51,18 +51,18 @@ class Field:
     json: Schema = field_of(default_factory=dict)
 
     def schema(self, server: Server) -> Schema:
-        """Its JSON Schema, in the document of a server."""
+        """Returns the field's JSON Schema, in the document of a server."""
         return {**self.json, "description": self.description}
 
 
 @dataclass(frozen=True, slots=True)
 class Text(Field):
-    """A string. `default` is what the document shows for a server."""
+    """A field with a string. `default` is what the document shows for a server."""
 
     default: Callable[[Server], str] | None = None
 
     def read(self, body: Body) -> str | None:
-        """Raises InvalidRequest."""
+        """Reads the string; None if it is absent. Raises InvalidRequest."""
         return typed(body, self.name, str, "a string")
 
     def schema(self, server: Server) -> Schema:
@@ -72,10 +72,10 @@ class Text(Field):
 
 @dataclass(frozen=True, slots=True)
 class Flag(Field):
-    """true or false; false if it is absent."""
+    """A field with true or false; false if it is absent."""
 
     def read(self, body: Body) -> bool:
-        """Raises InvalidRequest."""
+        """Reads the flag. Raises InvalidRequest."""
         return typed(body, self.name, bool, "true or false") or False
 
     def schema(self, server: Server) -> Schema:
@@ -84,12 +84,12 @@ class Flag(Field):
 
 @dataclass(frozen=True, slots=True)
 class Choice(Field):
-    """One of some words; the first of them if it is absent."""
+    """A field with one of some words; the first of them if it is absent."""
 
     choices: tuple[str, ...] = ()
 
     def read(self, body: Body) -> str:
-        """Raises InvalidRequest."""
+        """Reads the word. Raises InvalidRequest."""
         what = " or ".join(f'"{choice}"' for choice in self.choices)
         value = typed(body, self.name, str, what)
         if value is None:
@@ -104,7 +104,7 @@ class Choice(Field):
 
 @dataclass(frozen=True, slots=True)
 class Integer(Field):
-    """An integer from 1 to `most`. `words` are other numbers that are accepted, each with what it stands for."""
+    """A field with an integer from 1 to `most`. `words` are other numbers that are accepted, each with what it stands for."""
 
     most: Callable[[RequestLimits], int] = lambda limits: limits.max_input_tokens
     shown_most: Callable[[Server], int | None] = lambda server: None

@@ -18,11 +18,12 @@ FORM_KEYS = (*PAYLOAD_KEYS, *VIDEO_KEYS)
 
 
 def ref(name: str) -> Schema:
+    """Refers to a schema of the document by its name."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def record(properties: dict[str, Schema], **more: Any) -> Schema:
-    """An object with all of these keys; it may grow others."""
+    """Makes the schema of an object with all of these keys; it may grow others."""
     return {"type": "object", "required": list(properties), "properties": properties, **more}
 
 
@@ -53,7 +54,7 @@ def _input(max_inputs: int) -> Schema:
 
 
 def _form(held: dict[str, Schema], title: str, description: str, example: Any, **may_hold: Schema) -> Schema:
-    """An object that holds these keys, and none of the keys that belong to another form."""
+    """Makes the schema of an object that holds these keys, and none of those that belong to another form."""
     absent = {key: NULL for key in FORM_KEYS if key not in held}
     properties = {"properties": {**absent, **held, **may_hold}}
     return record(held, title=title, description=description, examples=[example]) | properties
@@ -118,7 +119,7 @@ _ITEMS: dict[str, Schema] = {
 
 
 def _in_content(part: Schema) -> Schema:
-    """A part of a content list. An instruction is for a whole input, never for a part."""
+    """Makes the schema of a part of a content list. An instruction is for a whole input, never for a part."""
     return {"anyOf": [STRING, {"allOf": [part, {"properties": {"instruction": NULL}}]}]}
 
 

@@ -49,17 +49,19 @@ class Context:
 
 
 def is_conversation(value: list[Any]) -> bool:
-    """Every element has a role: such a list is one item wherever it stands."""
+    """Tells whether every element has a role: such a list is one item wherever it stands."""
     return bool(value) and all(isinstance(message, dict) and message.get("role") is not None for message in value)
 
 
 def is_token_ids(value: list[Any], limits: RequestLimits) -> bool:
-    """Numbers, or lists of them, and nothing else. As many elements as may be inputs are proof enough."""
+    """Tells whether a list holds numbers, or lists of them, and nothing else. As many elements as may be inputs are proof
+    enough."""
     heads = (element[0] if isinstance(element, list) and element else element for element in islice(value, limits.max_inputs))
     return bool(value) and all(type(head) in (int, float) for head in heads)
 
 
 def read_item(value: Any, param: str, context: Context) -> RequestItem:
+    """Reads one element of `input`. Raises InvalidRequest."""
     if isinstance(value, str):
         part = _image(value, param, context.limits) if context.strings_are_images else _bare_string(value, param, context.limits)
         return RequestItem((part,), context.instruction, False, param)
@@ -75,6 +77,7 @@ def read_item(value: Any, param: str, context: Context) -> RequestItem:
 
 
 def read_conversation(messages: list[Any], param: str, context: Context) -> RequestItem:
+    """Reads a list of messages as one item. Raises InvalidRequest."""
     content: dict[str, tuple[Any, str]] = {}
     for index, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
@@ -121,7 +124,7 @@ def _gather(parts: Iterable[Part], param: str, limits: RequestLimits) -> tuple[P
 
 
 def _object_parts(value: dict[str, Any], param: str, limits: RequestLimits) -> Iterator[Part]:
-    """The parts of an item that is an object: one typed part, "content", or "image" and "text"."""
+    """Yields the parts of an item that is an object: one typed part, "content", or "image" and "text"."""
     _refuse_video(value, param)
     if value.get("role") is not None:
         raise refused(param, "is a message outside of a conversation: put it into a list in which every element has a role")
@@ -201,7 +204,7 @@ def _text(value: Any, param: str) -> str:
 
 
 def _bare_string(value: str, param: str, limits: RequestLimits) -> Part:
-    """A string that no key calls a text: what says of itself that it is an image, is one."""
+    """Reads a string that no key calls a text: what says of itself that it is an image, is one."""
     head = value[:11].lower()
     if head == "data:image/":
         return _image(value, param, limits)
@@ -242,7 +245,8 @@ def _url(source: str, param: str) -> str:
 
 
 def _after_header(source: str, param: str) -> int:
-    """Where the data of data:[<media type>][;<parameter>...];base64,<data> begin (RFC 2397). The media type decides nothing."""
+    """Finds where the data begin in data:[<media type>][;<parameter>...];base64,<data> (RFC 2397). The media type decides
+    nothing."""
     comma = source.find(",", 0, _MAX_DATA_HEADER)
     if comma < 0 or not source[:comma].lower().endswith(";base64"):
         raise refused(param, "is a data URI without base64; it must be data:image/...;base64,...")

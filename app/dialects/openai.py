@@ -136,7 +136,7 @@ def _check_model(request: dict[str, Any], limits: RequestLimits) -> None:
 
 
 def _length_rule(request: dict[str, Any], limits: RequestLimits) -> tuple[int, bool]:
-    """(max_tokens, truncate). `truncate_prompt_tokens` asks for the cut, whatever `truncate` says."""
+    """Returns (max_tokens, truncate). `truncate_prompt_tokens` asks for the cut, whatever `truncate` says."""
     truncate = TRUNCATE.read(request)
     max_tokens = TRUNCATE_PROMPT_TOKENS.read(request, limits)
     if max_tokens is None:

@@ -109,7 +109,7 @@ class Engine:
 
     @property
     def max_input_tokens(self) -> int:
-        """Tokens of an input, at most: as set, and no more than the model reads."""
+        """The most tokens of an input: as set, and no more than the model reads."""
         limit = self.settings.max_input_tokens
         return min(limit, self.info.max_tokens) if self.info else limit
 
@@ -121,7 +121,7 @@ class Engine:
         return hashlib.sha256(f"{self.info.fingerprint}:{self.dimension}".encode()).hexdigest()[:16]
 
     def request_limits(self) -> RequestLimits:
-        """What a request may ask for. Raises NotReady."""
+        """Returns what a request may ask for. Raises NotReady."""
         settings = self.settings
         return RequestLimits(
             model_names=frozenset({settings.model_name, settings.model_id}),
@@ -133,7 +133,7 @@ class Engine:
 
 
 def scheduler_limits(settings: Settings) -> Limits:
-    """What the settings say to the scheduler."""
+    """Makes the scheduler's limits of the settings."""
     return Limits(
         max_batch_size=settings.max_batch_size,
         max_batch_tokens=settings.max_batch_tokens,
@@ -146,7 +146,7 @@ def scheduler_limits(settings: Settings) -> Limits:
 
 
 def note_ready(settings: Settings, info: ModelInfo) -> None:
-    """Say what is served, and what the operator may not expect of it."""
+    """Logs what is served, and warns of what the operator may not expect."""
     log.info("serving %s (%s) on %s in %s, width %d", settings.model_name, info.model_type, info.device, info.dtype, info.width)
     wanted = settings.embedding_dimension
     if wanted is not None and wanted > info.width:

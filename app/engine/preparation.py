@@ -244,7 +244,7 @@ class Preparation:
     def _decode_and_assemble(
         self, item: RequestItem, source: ImageSource, file: bytes, assemble: Callable[[EmbeddingInput], T]
     ) -> tuple[PreparedImage | None, T | Refusal]:
-        """Stages 2 and 3 in one job, for an item with one image: its patches, and what is made of the whole."""
+        """Runs stages 2 and 3 in one job, for an item with one image: returns its patches, and what is made of the whole."""
         image = self._decode(source, file)
         return (None, image) if isinstance(image, Refusal) else (image, self._assemble(item, [image], assemble))
 
@@ -256,7 +256,7 @@ class Preparation:
             return await run_on(self._pool, function, *arguments)
 
     def _input(self, item: RequestItem, parts: Sequence[Any]) -> EmbeddingInput:
-        """An item as the model takes it, its images decoded to `parts`."""
+        """Makes an item what the model takes, its images decoded to `parts`."""
         return EmbeddingInput(tuple(parts), item.instruction, item.verbatim, self._request.max_tokens, self._request.truncate)
 
     def _checked(self, result: PreparedInput | Refusal, item: RequestItem) -> PreparedInput | Refusal:

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 from aiohttp import web
+from prometheus_client.aiohttp import make_aiohttp_handler
 
 from app import VERSION
 from app.dialects.contract import Dialect, EmbeddingRequest, InvalidRequest, ModelNotFound, Reply
@@ -109,10 +110,9 @@ async def health_ready(request: web.Request) -> web.Response:
     return json_reply(Probe(state.value), 200 if state is State.READY else 503)
 
 
-async def metrics(request: web.Request) -> web.Response:
+async def metrics(request: web.Request) -> web.StreamResponse:
     """GET /metrics"""
-    headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-    return web.Response(body=request.app[METRICS].render(), headers=headers)
+    return await make_aiohttp_handler(request.app[METRICS].registry)(request)
 
 
 async def openapi(request: web.Request) -> web.Response:

@@ -77,7 +77,7 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
 
 @web.middleware
 async def cors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let pages of CORS_ORIGINS use the service, its errors included. A preflight carries no key and needs none."""
+    """Lets pages of CORS_ORIGINS use the service, its errors included. A preflight carries no key and needs none."""
     allowed = request.app[SETTINGS].cors_origins
     origin = request.headers.get(hdrs.ORIGIN, "")
     if not origin or not ("*" in allowed or origin.lower() in allowed):

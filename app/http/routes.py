@@ -47,10 +47,14 @@ def routes(dialects: Sequence[Dialect], playground: bool = True) -> list[Route]:
         Route("GET", "/metrics", handlers.metrics, operations.METRICS, first, public=True),
         Route("GET", "/openapi.json", handlers.openapi, operations.DOCUMENT, first, public=True),
         Route("GET", "/docs", pages.docs, operations.DOCS, first, public=True),
-        Route("GET", "/assets/{name}", pages.asset, None, first, public=True),
+        Route("GET", "/assets/docs/{name}", partial(pages.asset, pages.DOCS), None, first, public=True),
+        Route("GET", "/assets/shared/{name}", partial(pages.asset, pages.SHARED), None, first, public=True),
     ]
     if playground:
-        rows.append(Route("GET", "/", pages.playground, operations.PLAYGROUND, first, public=True))
+        rows += [
+            Route("GET", "/", pages.playground, operations.PLAYGROUND, first, public=True),
+            Route("GET", "/assets/playground/{name}", partial(pages.asset, pages.PLAYGROUND), None, first, public=True),
+        ]
     return rows
 
 

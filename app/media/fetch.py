@@ -53,7 +53,7 @@ class ImageUnavailable(Exception):
 
 
 class _Refusal(Exception):
-    """Why, in words that follow the host's name."""
+    """Why an image cannot be had, in words that follow the host's name."""
 
 
 class _AddressRefused(OSError):
@@ -61,7 +61,7 @@ class _AddressRefused(OSError):
 
 
 def is_public_address(address: str) -> bool:
-    """Whether a numeric address, as the system is about to dial it, is a public unicast host."""
+    """Tells whether a numeric address, as the system is about to dial it, is a public unicast host."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -72,8 +72,8 @@ def is_public_address(address: str) -> bool:
 
 
 def _guarded_socket(addr_info: aiohttp.AddrInfoType) -> socket.socket:
-    """The guard. Nothing is dialled without a socket from here: literals, odd spellings, redirects and names that resolve anew
-    alike, so there is no moment between the check and the connection."""
+    """Guards every connection: nothing is dialled without a socket from here: literals, odd spellings, redirects and names
+    that resolve anew alike, so there is no moment between the check and the connection."""
     family, kind, protocol, _, sockaddr = addr_info
     if not is_public_address(str(sockaddr[0])):
         raise _AddressRefused("not a public address")
@@ -115,9 +115,9 @@ class ImageFetcher:
 
     @asynccontextmanager
     async def fetched(self, url: str) -> AsyncIterator[bytes]:
-        """The body that `url` leads to. It keeps its slot while the context lasts: what is fetched and not yet used is bounded.
-        One deadline covers every redirect and the body, from when there is a free slot: a healthy host must not be blamed for the
-        slow ones before it.
+        """Yields the body that `url` leads to. It keeps its slot while the context lasts: what is fetched and not yet used is
+        bounded. One deadline covers every redirect and the body, from when there is a free slot: a healthy host must not be
+        blamed for the slow ones before it.
 
         Raises ImageUnavailable, whatever goes wrong.
         """
@@ -176,7 +176,7 @@ class ImageFetcher:
 
 
 def _session(socket_factory: aiohttp.SocketFactoryType | None) -> aiohttp.ClientSession:
-    """A session that takes nothing from the environment, keeps no cookies and leaves all time limits to `fetch`."""
+    """Makes a session that takes nothing from the environment, keeps no cookies and leaves all time limits to `fetch`."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, resolver=ThreadedResolver(), socket_factory=socket_factory),
         cookie_jar=aiohttp.DummyCookieJar(),

@@ -114,7 +114,7 @@ def test_what_is_secret_or_large_does_not_reach_the_builder(path: str) -> None:
 
 
 def test_the_patterns_are_read_as_docker_reads_them() -> None:
-    assert not ignored("app/static/docs.css") and not ignored("models/base.py") and not ignored("models/qwen3_vl/text.py")
+    assert not ignored("app/static/docs/docs.css") and not ignored("models/base.py") and not ignored("models/qwen3_vl/text.py")
     assert not ignored("README.md") and ignored("models/README.md") and ignored("app/bulk/README.md")
     assert ignored("app/__pycache__/x.pyc") and ignored("tests/conftest.py") and ignored("models/qwen3_vl/notes.txt")
 

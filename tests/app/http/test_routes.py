@@ -30,10 +30,10 @@ PUBLIC_PATHS = [
     "/metrics",
     "/openapi.json",
     "/docs",
-    "/assets/docs.js",
-    "/assets/docs.css",
+    "/assets/docs/docs.js",
+    "/assets/docs/docs.css",
     "/",
-    "/assets/playground.js",
+    "/assets/playground/playground.js",
 ]
 HEALTH_KEYS = {
     "status",
@@ -477,7 +477,8 @@ async def test_openapi(client: Client) -> None:
 
 
 def test_the_public_routes_are_those_of_the_contract() -> None:
-    paths = {"/", "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/docs", "/assets/{name}"}
+    paths = {"/", "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/docs"}
+    paths |= {f"/assets/{folder}/{{name}}" for folder in ("docs", "playground", "shared")}
     assert {row.path for row in routes(DIALECTS) if row.public} == paths
 
 

@@ -1,5 +1,5 @@
 // The page of the OpenAPI document. What the document says is only ever put in as text. The key lives in its field, nowhere else.
-import { BASE, byId, copy, el, quoted } from "./dom.js";
+import { BASE, byId, copy, el, quoted } from "../shared/dom.js";
 
 const MAX_SHOWN = 20000; // characters of a reply that is not JSON
 let spec;

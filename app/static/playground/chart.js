@@ -1,5 +1,5 @@
 // Small charts in SVG: lines over time, and bars. They know nothing of what they show.
-import { el, svg } from "./dom.js";
+import { el, svg } from "../shared/dom.js";
 
 const WIDTH = 240;
 const HEIGHT = 64;

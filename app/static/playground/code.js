@@ -1,5 +1,5 @@
 // The request as code that runs as it stands: the key from the environment, images from the files of their names.
-import { BASE, quoted } from "./dom.js";
+import { BASE, quoted } from "../shared/dom.js";
 
 // The API's item for an input. `image` is what stands for the input's image.
 export function itemOf(text, image) {

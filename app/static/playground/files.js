@@ -1,5 +1,5 @@
 // How images come to the inputs: chosen, pasted, or dropped.
-import { byId } from "./dom.js";
+import { byId } from "../shared/dom.js";
 
 let chosenFor = null; // the row that an image is chosen for
 

@@ -1,6 +1,6 @@
 // Errors, where they belong: at an input, at a field, or below the button.
 import { ApiError } from "./api.js";
-import { byId } from "./dom.js";
+import { byId } from "../shared/dom.js";
 
 export const FIELDS = ["key", "instruction", "dimensions"];
 

@@ -1,5 +1,5 @@
 // The matrix of cosines as a table whose cells are coloured. Arrow keys walk over it.
-import { el, isDark } from "./dom.js";
+import { el, isDark } from "../shared/dom.js";
 import { cosine } from "./numbers.js";
 
 // In sRGB, on the surface of either theme: cosines from 0 over a half to 1, and from 0 over -0.5 to -1.

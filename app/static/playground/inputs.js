@@ -1,5 +1,5 @@
 // The list of inputs: each a text, an image, or both, which are fused into one vector. It knows nothing of requests.
-import { el, svg } from "./dom.js";
+import { el, svg } from "../shared/dom.js";
 import { bytes } from "./numbers.js";
 
 // Enough for a matrix that one can read; the API takes more.

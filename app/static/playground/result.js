@@ -1,5 +1,5 @@
 // What a reply says: the matrix, its words, its figures, and where the time went.
-import { byId, el } from "./dom.js";
+import { byId, el } from "../shared/dom.js";
 import { cosines, extremes, heatmap } from "./heatmap.js";
 import { cosine, integer, plural, seconds } from "./numbers.js";
 

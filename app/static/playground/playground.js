@@ -1,7 +1,7 @@
 // The playground: what is tried, and what is watched. Here its parts meet.
 import { embed, get } from "./api.js";
 import { curl, itemOf, python } from "./code.js";
-import { byId, copy } from "./dom.js";
+import { byId, copy } from "../shared/dom.js";
 import { chooseFor, takeImages } from "./files.js";
 import { Inputs, readBase64 } from "./inputs.js";
 import { FIELDS, clearProblems, explain, fieldProblem, problem } from "./problems.js";

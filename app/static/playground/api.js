@@ -1,5 +1,5 @@
 // Requests to the service. The key goes into their header and nowhere else.
-import { BASE } from "./dom.js";
+import { BASE } from "../shared/dom.js";
 
 // A reply that is an error, or none at all (status 0).
 export class ApiError extends Error {

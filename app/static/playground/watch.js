@@ -1,6 +1,6 @@
 // The half that is watched: /metrics once a second while the page is in view, drawn over the last two minutes.
 import { BarChart, LineChart } from "./chart.js";
-import { byId, el } from "./dom.js";
+import { byId, el } from "../shared/dom.js";
 import { get } from "./api.js";
 import { History, Reading } from "./metrics.js";
 import { bytes, count, integer, plural, seconds } from "./numbers.js";

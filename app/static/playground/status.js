@@ -1,5 +1,5 @@
 // What state the service is in, asked again and again.
-import { byId } from "./dom.js";
+import { byId } from "../shared/dom.js";
 import { get } from "./api.js";
 import { integer } from "./numbers.js";
 import { poll } from "./poll.js";
