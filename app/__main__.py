@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from app.bulk import options
+from app.bulk import extra, options
 from app.lifecycle import ExitCode
 from app.process import tame_threads
 from app.settings import Settings, SettingsError, load_settings
@@ -21,6 +21,9 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def main() -> int:
     """The exit code of the command named on the command line."""
     arguments = parse_arguments()
+    if arguments.command == "embed" and (missing := extra.missing_libraries()):
+        print(f"python -m app embed needs {' and '.join(missing)}: pip install '.[bulk]'", file=sys.stderr)
+        return ExitCode.SETTINGS_WRONG
     tame_threads()
     if arguments.command == "embed":
         # Until the run listens to signals, one ends the process without a word, and not as a success.

@@ -26,7 +26,7 @@ _BUFFER_BYTES = 1 << 20
 
 
 class Parquet(LineFile):
-    """A Source of Parquet. `Cursor.at` is the number of a row. Raises Stopped if the file is not readable Parquet, or has not the
+    """A Source of Parquet. `Cursor.at` is the number of a row. Raises Stopped if the file is not readable Parquet, or lacks the
     columns."""
 
     def __init__(self, path: Path, columns: Columns, files: ImageFiles) -> None:
