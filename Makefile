@@ -29,7 +29,7 @@ CODE := app scheduler models tests
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[bulk]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

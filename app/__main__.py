@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.bulk import options
+from app.bulk import extra, options
 from app.lifecycle import ExitCode
 from app.logs import configure_logging
 from app.process import tame_threads
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 def main() -> int:
     """Runs the command that the command line names; returns its exit code."""
     arguments = parse_arguments()
+    if arguments.command == "embed" and (missing := extra.missing_libraries()):
+        print(f"python -m app embed needs {' and '.join(missing)}: pip install '.[bulk]'", file=sys.stderr)
+        return ExitCode.SETTINGS_WRONG
     tame_threads()
     if arguments.command == "embed":
         # Until the run listens to signals, one ends the process without a word, and not as a success.

@@ -44,6 +44,7 @@ WEB = ("app.http", "app.main", "app.commands.demo")
 OWNED = {
     "prometheus_client": ("app.engine.metrics", "app.http"),
     "pyarrow": ("app.bulk",),
+    "tqdm": ("app.bulk",),
     "torch": ("models",),
     "transformers": ("models",),
     "huggingface_hub": ("models.checkpoints",),

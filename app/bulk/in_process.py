@@ -1,5 +1,5 @@
-"""The transport without HTTP: the engine of the service in this process. Bodies are parsed, prepared, batched and refused as the
-service does it, by the same code."""
+"""The transport without HTTP: the service's engine in this process. The same code parses, prepares, batches and refuses bodies as
+in the service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class InProcess:
-    """A Transport to an engine that runs."""
+    """A Transport to a running engine of this process."""
 
     name = "the model"
 
@@ -52,14 +52,14 @@ class InProcess:
         return Answer(200, rows, fingerprint=engine.fingerprint, model=engine.settings.model_name)
 
     def _check_alive(self) -> None:
-        """Raises Stopped where the device has failed: whatever else failed, failed with it."""
+        """Raise Stopped if the device has failed, which is then the cause of any other error."""
         if self._lifecycle.has_ended:
             raise Stopped("the device has failed", self._lifecycle.exit_code)
 
 
 @asynccontextmanager
 async def in_process(settings: Settings, load_model: LoadModel | None = None) -> AsyncIterator[InProcess]:
-    """An engine with its model loaded, until the context is left. Raises Stopped where it cannot be loaded."""
+    """Run an engine until the context is left. Raises Stopped if its model cannot be loaded."""
     lifecycle, loaded = Lifecycle(), asyncio.Event()
     engine = Engine(
         settings,

@@ -32,7 +32,7 @@ def run(
     """The exit code of a run in this process. Raises Stopped."""
     model = model or FakeModel()
     options = Options(source, output, quiet=True, **more)
-    return asyncio.run(Run(make_settings(**settings or {}), options, model.load_both).whole())
+    return asyncio.run(Run(make_settings(**settings or {}), options, model.load_both).run())
 
 
 @dataclass

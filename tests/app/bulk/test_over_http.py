@@ -110,7 +110,7 @@ async def test_over_http_it_is_the_same_as_here(serve: Serve, tmp_path: Path) ->
     source = write_lines(tmp_path / "in.jsonl", items)
     client = await serve(load("float32"))
     options = Options(source, tmp_path / "http.parquet", url=f"http://127.0.0.1:{client.port}", request_rows=7, quiet=True)
-    assert await Run(make_settings(), options).whole() == Ending.BAD_ROWS
+    assert await Run(make_settings(), options).run() == Ending.BAD_ROWS
     settings = {"MODEL_PATH": str(CHECKPOINT), "DEVICE": "cpu", "EMBEDDING_DIMENSION": "native"}
     code, _, said = await asyncio.to_thread(ended, command(source, "here.parquet", folder=tmp_path, **settings))
     assert code == 4, said
@@ -191,7 +191,7 @@ def test_a_command_that_is_stopped_goes_on(number: signal.Signals, tmp_path: Pat
         options = ("--url", url, "--request-rows", 10, "--concurrency", 1)
         begun = command(source, output, *options, folder=tmp_path)
         if number is signal.SIGKILL:
-            until(lambda: parts(output), begun)  # within COMMIT_EVERY_S, half of the time that all takes
+            until(lambda: parts(output), begun)  # within COMMIT_INTERVAL_S, half of the time that all takes
         else:
             until_answered(url, 4, begun)
         begun.send_signal(number)
@@ -291,13 +291,13 @@ async def plain_service(most: int, failing: int = 0) -> AsyncIterator[tuple[str,
 
 
 async def test_a_service_of_another_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bulk.embedder._SMALLEST_BODY", 1)
+    monkeypatch.setattr("app.bulk.embedder._MIN_BODY_BYTES", 1)
     items = texts(100)
     items[31] = items[32] = {"text": "bad"}
     source, output = write_lines(tmp_path / "in.jsonl", items), tmp_path / "out.npy"
     async with plain_service(most=10) as (url, asked):
         options = Options(source, output, url=url, request_rows=50, concurrency=1, quiet=True)
-        assert await Run(make_settings(), options).whole() == Ending.BAD_ROWS
+        assert await Run(make_settings(), options).run() == Ending.BAD_ROWS
     written = read(output)
     assert [line["row"] for line in written.bad] == [31, 32]
     assert np.allclose(written.vectors, np.delete(expected(100), [31, 32], axis=0), atol=1e-6)
@@ -306,11 +306,11 @@ async def test_a_service_of_another_make(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_faults_of_a_service_are_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bulk.embedder._FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("app.bulk.embedder._FIRST_BACKOFF_S", 0.01)
     source, output = write_lines(tmp_path / "in.jsonl", texts(50)), tmp_path / "out.npy"
     async with plain_service(most=100, failing=6) as (url, _):
         options = Options(source, output, url=url, request_rows=10, concurrency=1, quiet=True)
-        assert await Run(make_settings(), options).whole() == Ending.COMPLETE
+        assert await Run(make_settings(), options).run() == Ending.COMPLETE
     assert np.allclose(np.load(output), expected(50), atol=1e-6)
 
 
@@ -329,7 +329,7 @@ async def test_what_is_no_embeddings_api_is_told(tmp_path: Path) -> None:
         for address, said in ((url, "does not answer as an embeddings API"), (f"{url}/elsewhere", "answers 404")):
             options = Options(source, tmp_path / "out.npy", url=address, quiet=True)
             with pytest.raises(Stopped, match=said) as stopped:
-                await Run(make_settings(), options).whole()
+                await Run(make_settings(), options).run()
             assert stopped.value.code == Ending.REFUSED
     finally:
         await runner.cleanup()
@@ -379,14 +379,14 @@ async def test_rows_that_cannot_be_told_apart_or_are_no_vectors_end_the_run(chan
     source = write_lines(tmp_path / "in.jsonl", texts(20))
     async with odd_service(lambda inputs, _: web.json_response({"data": [change(row) for row in rows_of(inputs)]})) as url:
         with pytest.raises(Stopped, match="does not answer as an embeddings API does") as stopped:
-            await Run(make_settings(), Options(source, tmp_path / "out.npy", url=url, quiet=True)).whole()
+            await Run(make_settings(), Options(source, tmp_path / "out.npy", url=url, quiet=True)).run()
     assert stopped.value.code == Ending.REFUSED
 
 
 async def test_a_vector_that_is_not_finite_is_asked_for_again_and_is_a_bad_row_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.bulk.embedder._FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("app.bulk.embedder._FIRST_BACKOFF_S", 0.01)
     again = 0
 
     def respond(inputs: list[Any], _: int) -> web.Response:
@@ -401,7 +401,7 @@ async def test_a_vector_that_is_not_finite_is_asked_for_again_and_is_a_bad_row_t
 
     source, output = write_lines(tmp_path / "in.jsonl", texts(20)), tmp_path / "out.jsonl"
     async with odd_service(respond) as url:
-        assert await Run(make_settings(), Options(source, output, url=url, quiet=True)).whole() == Ending.BAD_ROWS
+        assert await Run(make_settings(), Options(source, output, url=url, quiet=True)).run() == Ending.BAD_ROWS
     written = read(output)
     assert [(line["row"], line["reason"]) for line in written.bad] == [(3, "the vector has components that are not finite")]
     assert np.allclose(written.vectors, np.delete(expected(20), 3, axis=0))
@@ -411,7 +411,7 @@ async def test_an_error_object_of_another_form_is_a_bad_row(tmp_path: Path) -> N
     error = {"error": {"message": "no", "param": 5, "type": ["x"]}}
     source, output = write_lines(tmp_path / "in.jsonl", texts(2)), tmp_path / "out.npy"
     async with odd_service(lambda *_: web.json_response(error, status=400)) as url:
-        assert await Run(make_settings(), Options(source, output, url=url, quiet=True)).whole() == Ending.BAD_ROWS
+        assert await Run(make_settings(), Options(source, output, url=url, quiet=True)).run() == Ending.BAD_ROWS
     assert [(line["reason"], line["param"]) for line in read(output).bad] == [("no", None)] * 2
 
 
@@ -420,7 +420,7 @@ async def test_no_row_is_bad_because_the_service_fails_for_a_while(
     failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the moment at which it is well again; with requests so small that each row is alone at once."""
-    monkeypatch.setattr("app.bulk.embedder._FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr("app.bulk.embedder._FIRST_BACKOFF_S", 0.001)
 
     def respond(inputs: list[Any], number: int) -> web.Response:
         return web.Response(status=500) if 3 < number <= 3 + failing else web.json_response({"data": rows_of(inputs)})
@@ -428,19 +428,19 @@ async def test_no_row_is_bad_because_the_service_fails_for_a_while(
     source, output = write_lines(tmp_path / "in.jsonl", texts(5)), tmp_path / "out.npy"
     async with odd_service(respond) as url:
         options = Options(source, output, url=url, request_rows=1, concurrency=1, quiet=True)
-        assert await Run(make_settings(), options).whole() == Ending.COMPLETE
+        assert await Run(make_settings(), options).run() == Ending.COMPLETE
     assert np.allclose(np.load(output), expected(5))
 
 
 async def test_a_service_that_fails_for_everything_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bulk.embedder._FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr("app.bulk.embedder._FIRST_BACKOFF_S", 0.001)
     source, output = write_lines(tmp_path / "in.jsonl", texts(50)), tmp_path / "out.npy"
     async with odd_service(lambda *_: web.Response(status=500)) as url:
         options = Options(source, output, url=url, request_rows=1, concurrency=1, patience=0.0, quiet=True)
         with pytest.raises(Stopped, match="fails for whatever it is asked") as stopped:
-            await Run(make_settings(), options).whole()
+            await Run(make_settings(), options).run()
     assert stopped.value.code == Ending.STOPPED
-    assert Journal(output).rows_kept() == 0
+    assert Journal(output).rows_committed() == 0
 
 
 async def test_a_certificate_that_is_not_trusted_is_said_at_once(tmp_path: Path) -> None:
@@ -451,7 +451,7 @@ async def test_a_certificate_that_is_not_trusted_is_said_at_once(tmp_path: Path)
     source, output = write_lines(tmp_path / "in.jsonl", texts(5)), tmp_path / "out.npy"
     async with odd_service(lambda inputs, _: web.json_response({"data": rows_of(inputs)}), tls) as url:
         with pytest.raises(Stopped, match=r"certificate .* not trusted.*SSL_CERT_FILE") as stopped:
-            await Run(make_settings(), Options(source, output, url=url, quiet=True)).whole()
+            await Run(make_settings(), Options(source, output, url=url, quiet=True)).run()
         assert stopped.value.code == Ending.REFUSED
         begun = command(source, output, "--url", url, folder=tmp_path, SSL_CERT_FILE=str(authority))
         code, _, said = await asyncio.to_thread(ended, begun)

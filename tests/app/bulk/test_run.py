@@ -172,7 +172,7 @@ def test_numbers_make_no_later_request_small(tmp_path: Path, monkeypatch: pytest
 
 
 def test_an_input_that_breaks_the_model_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bulk.embedder._FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("app.bulk.embedder._FIRST_BACKOFF_S", 0.01)
     items: list[Any] = [*texts(20, ids=False), "poison", *texts(20, ids=False)]
     output = tmp_path / "out.npy"
     assert run(write_lines(tmp_path / "in.jsonl", items), output, FakeModel(fail_text="poison")) == Ending.BAD_ROWS
@@ -182,7 +182,7 @@ def test_an_input_that_breaks_the_model_is_one_bad_row(tmp_path: Path, monkeypat
 
 
 def test_a_model_that_fails_for_everything_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bulk.embedder._FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr("app.bulk.embedder._FIRST_BACKOFF_S", 0.001)
     source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
     with pytest.raises(Stopped, match="fails for whatever it is asked") as stopped:
         run(source, output, FakeModel(fail_text="text"))
@@ -203,7 +203,7 @@ async def test_vectors_are_those_of_the_service_and_of_the_official_code(serve: 
         items.append({**item, "image": [str(CONFORMANCE / "cases" / image) for image in images]} if images else item)
     source, output = write_lines(tmp_path / "in.jsonl", [*items, {"id": "bad", "image": "none.png"}]), tmp_path / "out.parquet"
     command = Run(make_settings(), Options(source, output, quiet=True, request_rows=20), model.load_both)
-    assert await command.whole() == Ending.BAD_ROWS
+    assert await command.run() == Ending.BAD_ROWS
     written = read(output)
     assert written.ids == [case["id"] for case in CASES]
     assert cosines(written.vectors, golden()).min() >= 0.9999
@@ -350,7 +350,7 @@ def test_an_output_that_is_there_stays(tmp_path: Path) -> None:
 
 def run_with_load_error(source: Path, output: Path, error: Exception) -> int:
     options = Options(source, output, quiet=True, overwrite=True)
-    return asyncio.run(Run(make_settings(), options, FakeModel(load_error=error).load_both).whole())
+    return asyncio.run(Run(make_settings(), options, FakeModel(load_error=error).load_both).run())
 
 
 @pytest.mark.parametrize(("error", "code"), [(ModelLoadError("x"), 1), (DeviceUnavailable("x"), 2), (ValueError("x"), 1)])
@@ -444,7 +444,7 @@ def test_no_more_is_read_than_may_wait(tmp_path: Path, monkeypatch: pytest.Monke
 
     async def whole() -> int:
         options = Options(source, output, quiet=True, request_rows=10, concurrency=2)
-        running = asyncio.create_task(Run(make_settings(), options, Held().load_both).whole())
+        running = asyncio.create_task(Run(make_settings(), options, Held().load_both).run())
         while len(read_rows) < 40:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
@@ -508,11 +508,11 @@ def test_bad_rows_and_long_ids_are_committed_as_soon_as_vectors(tmp_path: Path, 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("app.bulk.progress._LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("app.bulk.progress._LOG_INTERVAL_S", 0.0)
     caplog.set_level("INFO")
     source = write_lines(tmp_path / "in.jsonl", [*texts(30), b"{"])
     options = Options(source, tmp_path / "out.npy", request_rows=10)
-    assert asyncio.run(Run(make_settings(), options, FakeModel().load_both).whole()) == Ending.BAD_ROWS
+    assert asyncio.run(Run(make_settings(), options, FakeModel().load_both).run()) == Ending.BAD_ROWS
     lines = [record.message for record in caplog.records if record.name == "app.bulk.progress"]
     assert len(lines) == 4
     assert lines[0].startswith("10 rows, ") and lines[0].endswith(" left") and "rows/s, 3" in lines[0]

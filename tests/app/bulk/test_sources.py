@@ -20,9 +20,9 @@ import pytest
 from app.bulk.ending import Stopped
 from app.bulk.items import Columns
 from app.bulk.journal import Journal
-from app.bulk.rows import Cursor, Row, Source
+from app.bulk.rows import BulkRow, Cursor, Source
 from app.bulk.sources import open_source
-from app.bulk.stream import LATE_S, SOON_S, Pace, groups
+from app.bulk.stream import FAST_S, SLOW_S, Pace, groups
 from tests.support.bulk_runs import write_lines
 from tests.support.hosts import base64_of, picture, png
 
@@ -35,11 +35,11 @@ def opened(path: Path, columns: Columns = Columns(), delimiter: str | None = Non
     return open_source(path, columns, delimiter, listing=listing, check=lambda: None, **limits)
 
 
-def every(path: Path, *arguments: Any) -> list[Row]:
+def every(path: Path, *arguments: Any) -> list[BulkRow]:
     return list(opened(path, *arguments).rows(Cursor()))
 
 
-def told(row: Row) -> Any:
+def told(row: BulkRow) -> Any:
     """A row in short: id and item, or id and reason."""
     return (row.id, json.loads(row.item) if row.item is not None else row.fault and row.fault.message)
 
@@ -301,7 +301,7 @@ def test_a_name_that_begins_like_a_mark_of_an_encoding_is_a_name(mark: bytes, tm
 
 
 def test_a_long_listing_is_sorted_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bulk.folder._RUN", 7)
+    monkeypatch.setattr("app.bulk.folder._RUN_LINES", 7)
     (tmp_path / "photos").mkdir()
     names = sorted(f"{number * 7919 % 100:03d}.png" for number in range(100))
     for name in names:
@@ -463,8 +463,8 @@ def test_a_compressed_file_that_is_cut_short_ends_the_run(tmp_path: Path) -> Non
 
 
 def test_groups_are_bounded_in_rows_and_bytes() -> None:
-    def row(number: int, size: int) -> Row:
-        return Row(number, None, b"x" * size, None, Cursor(number + 1))
+    def row(number: int, size: int) -> BulkRow:
+        return BulkRow(number, None, b"x" * size, None, Cursor(number + 1))
 
     sizes = [1, 1, 1, 1, 5, 4, 1, 20, 1]
     found = [[len(one.item or b"") for one in group] for group in groups(map(row, range(9), sizes), Pace(3), 6)]
@@ -474,12 +474,12 @@ def test_groups_are_bounded_in_rows_and_bytes() -> None:
 def test_requests_grow_while_they_are_answered_soon_and_shrink_when_late() -> None:
     pace = Pace(100)
     sizes = [pace.rows]
-    for seconds in (SOON_S / 2,) * 3 + (SOON_S * 2,) + (LATE_S * 2,) * 9:
-        pace.took(seconds, pace.rows)
+    for seconds in (FAST_S / 2,) * 3 + (FAST_S * 2,) + (SLOW_S * 2,) * 9:
+        pace.adapt(seconds, pace.rows)
         sizes.append(pace.rows)
     assert sizes == [32, 64, 100, 100, 100, 50, 25, 12, 6, 3, 1, 1, 1, 1]
-    pace.took(SOON_S / 2, 7)  # of an earlier size: it says nothing of this one
-    pace.took(LATE_S * 2, 100)
+    pace.adapt(FAST_S / 2, 7)  # of an earlier size: it says nothing of this one
+    pace.adapt(SLOW_S * 2, 100)
     assert pace.rows == 1
 
 
@@ -528,7 +528,7 @@ def test_a_value_that_many_rows_share_is_not_in_memory_as_often(tmp_path: Path) 
 def test_ids_count_as_what_is_in_memory(tmp_path: Path) -> None:
     """Of a bad row nothing else may be there."""
     path = write_lines(tmp_path / "in.jsonl", [{"id": "x" * 1000}] * 50)
-    assert [len(group) for group in groups(iter(every(path)), Pace(256), most_bytes=10_100)] == [10] * 5
+    assert [len(group) for group in groups(iter(every(path)), Pace(256), max_bytes=10_100)] == [10] * 5
 
 
 # The journal

@@ -70,6 +70,7 @@ class FakeHub:
         self.commit = COMMIT
         self.served: dict[str, bytes] = {}  # bodies other than what the listing promises
         self.api_status = 200
+        self.most_listings = 9  # of a commit, before the hub fails
         self.file_status: dict[str, int] = {}
         self.without_hashes = False
         self.cut_off: str | None = None
@@ -96,7 +97,9 @@ class FakeHub:
                 path = unquote(urlsplit(self.path).path)
                 if path.startswith("/api/"):
                     hub.asked.append(path)
-                    self.answer(hub.api_status, json.dumps(hub.listing(path)).encode())
+                    listings = sum("/tree/" in asked for asked in hub.asked)
+                    status = 500 if "/tree/" in path and listings > hub.most_listings else hub.api_status
+                    self.answer(status, json.dumps(hub.listing(path) if status == 200 else {}).encode())
                 else:
                     self.send_file(path.split(f"/resolve/{hub.commit}/", 1)[1])
 
@@ -142,10 +145,20 @@ class FakeHub:
 
     def listing(self, path: str) -> object:
         if "/tree/" in path:
-            return [{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in self.files.items()]
+            return [self.entry(name) for name in self.files]
         return {"id": MODEL_ID, "modelId": MODEL_ID, "sha": self.commit, "siblings": [self.sibling(name) for name in self.files]}
 
+    def entry(self, name: str) -> dict[str, object]:
+        """A file in the listing of a commit. Without hashes it has zeros: huggingface_hub takes no listing that lacks them."""
+        entry = {"type": "file", "path": name, "size": len(self.files[name]), "oid": "0" * 40}
+        if self.without_hashes:
+            return entry
+        if len(self.etag(name)) == 64:
+            return entry | {"lfs": {"oid": self.etag(name), "size": entry["size"], "pointerSize": 130}}
+        return entry | {"oid": self.etag(name)}
+
     def sibling(self, name: str) -> dict[str, object]:
+        """A file in the description of the repository."""
         entry: dict[str, object] = {"rfilename": name, "size": len(self.files[name])}
         if self.without_hashes:
             return entry
@@ -389,7 +402,7 @@ def test_a_whole_download(path: Path, hub: FakeHub) -> None:
     assert set(hub.fetched) == NEEDED, "more was fetched than is needed"
     assert hub.tokens == {"Bearer hf_secret"}
     listing = f"/api/models/{MODEL_ID}"
-    assert hub.asked == [listing, f"{listing}/tree/{COMMIT}"], "all is of the one commit that was asked for first"
+    assert hub.asked[0] == listing and set(hub.asked[1:]) == {f"{listing}/tree/{COMMIT}"}, "all is of the commit asked for first"
     assert {entry.name for entry in path.parent.iterdir()} <= {path.name, f".{path.name}.lock"}
 
 
@@ -473,6 +486,19 @@ def test_another_content_than_promised(name: str, kind: str, path: Path, hub: Fa
     download(path, hub)
     assert content(path)[name] == body
     assert hub.fetched[name] == 2 and hub.fetched["tokenizer.json"] == 1, "only the wrong file is fetched again"
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_download_waits_for_its_hashes(path: Path, hub: FakeHub) -> None:
+    """The hub fails when all files are there, and none is compared yet: nothing takes its place, and nothing is fetched again."""
+    hub.most_listings = 1
+    message = refusal(path, hub)
+    assert "answered 500" in message and "next start goes on" in message
+    assert set(hub.fetched) == NEEDED and not path.exists()
+    hub.most_listings = 9
+    download(path, hub)
+    assert content(path) == {name: hub.files[name] for name in NEEDED}
+    assert set(hub.fetched.values()) == {1}
 
 
 def test_a_mirror_without_hashes(path: Path, hub: FakeHub, caplog: pytest.LogCaptureFixture) -> None:
