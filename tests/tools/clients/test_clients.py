@@ -19,6 +19,8 @@ from tests.tools.clients.guard import is_local
 from tests.tools.clients.judge import judge
 from tests.tools.clients.packages import FOLDER, PACKAGES
 
+pytestmark = pytest.mark.tools
+
 HEADINGS = {"README.md": "Clients", "README.zh-CN.md": "客户端"}
 
 
