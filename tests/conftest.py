@@ -21,6 +21,7 @@ from app.main import create_app
 from app.settings import ApiKey, Settings
 from models.base import LoadedModel
 from scheduler.scheduler import State
+from tests.support import forkserver, recorded
 from tests.support.fakes import FakeModel
 
 # By default a property may take 200 ms: so may a machine that is busy with something else.
@@ -153,6 +154,25 @@ async def client(serve: Serve, fake: FakeModel) -> Client:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fail-on-skip", action="store_true", help="a skipped test fails the run")
+    parser.addoption("--library", choices=recorded.SOURCES, default="recorded", help="where other libraries' answers come from")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One fork server for the run: this process's, or that of the process whose worker this is."""
+    recorded.SENTENCE_TRANSFORMERS.source = config.getoption("--library")
+    config.add_cleanup(recorded.SENTENCE_TRANSFORMERS.save)
+    if (given := getattr(config, "workerinput", None)) is not None:
+        forkserver.find_server = lambda: given["forkserver"]
+        return
+    server = forkserver.ForkServer()
+    forkserver.find_server = server.address
+    config.add_cleanup(server.close)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    assert forkserver.find_server is not None
+    node.workerinput["forkserver"] = forkserver.find_server()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -24,6 +24,8 @@ from tests.support.hosts import process
 from tests.support.paths import CHECKPOINT, ROOT
 from tests.support.programs import run
 
+pytestmark = pytest.mark.deploy
+
 DEPLOY = ROOT / "deploy"
 PACKAGES = ("app", "scheduler", "models")
 

@@ -19,6 +19,8 @@ from tests.tools.clients.guard import is_local
 from tests.tools.clients.judge import judge
 from tests.tools.clients.packages import FOLDER, PACKAGES
 
+pytestmark = pytest.mark.tools
+
 
 @each_page_with("clients")
 def test_the_table_is_that_of_the_packages(page: Page) -> None:

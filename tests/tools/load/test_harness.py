@@ -17,6 +17,8 @@ from tests.support.paths import CHECKPOINT, ROOT
 from tests.support.programs import program
 from tests.tools.load.harness import bodies
 
+pytestmark = pytest.mark.tools
+
 HARNESS = ROOT / "tests" / "tools" / "load" / "harness"
 SCENARIOS = [*bodies.SCENARIOS, "health"]
 each_scenario = pytest.mark.parametrize("scenario", SCENARIOS)
