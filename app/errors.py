@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.dialects.contract import Fault, InvalidRequest, ModelNotFound
+from app.dialects.contract import Failure, InvalidRequest, ModelNotFound
 from app.engine.memory import RequestTooLarge
 from app.engine.preparation import Refused
 from app.media.fetch import ImageUnavailable
@@ -95,7 +95,7 @@ def spec_for(error: BaseException) -> ErrorSpec:
     return next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
 
 
-def fault_of(error: BaseException | Refusal, spec: ErrorSpec | None = None) -> Fault:
+def failure_of(error: BaseException | Refusal, spec: ErrorSpec | None = None) -> Failure:
     """Puts an error into the words that a client may read. `spec` is its row, if it is none of the table."""
     if isinstance(error, Refused):
         error = error.refusal
@@ -104,4 +104,4 @@ def fault_of(error: BaseException | Refusal, spec: ErrorSpec | None = None) -> F
     else:
         spec, own = spec or spec_for(error), str(error)
     retry_after = getattr(error, "retry_after", 1.0) if spec.status in (429, 503) else None
-    return Fault(spec.status, spec.message or own, spec.code, getattr(error, "param", None), retry_after)
+    return Failure(spec.status, spec.message or own, spec.code, getattr(error, "param", None), retry_after)

@@ -16,7 +16,7 @@ from app.dialects.openai import error_detail, parse
 from app.engine.engine import Engine, LoadModel
 from app.engine.loading import end_on_failure, load_configured_model
 from app.engine.service import EmbeddingService
-from app.errors import BodyTooLarge, fault_of
+from app.errors import BodyTooLarge, failure_of
 from app.lifecycle import Lifecycle
 from app.settings import Settings
 from models.base import Refusal
@@ -46,7 +46,7 @@ class InProcess:
                 outcome = await service.embed(request, math.inf, memory)
         except Exception as error:
             self._check_alive()
-            return Answer(fault_of(error).status, problem=_problem(error))
+            return Answer(failure_of(error).status, problem=_problem(error))
         rows = [_problem(row) if isinstance(row, Refusal) else row for row in outcome.rows]
         self._check_alive()
         return Answer(200, rows, fingerprint=engine.fingerprint, model=engine.settings.model_name)
@@ -80,8 +80,8 @@ async def in_process(settings: Settings, load_model: LoadModel | None = None) ->
 
 
 def _problem(error: Exception | Refusal) -> Problem:
-    fault = fault_of(error)
-    if fault.status == 500 and isinstance(error, Exception):
+    failure = failure_of(error)
+    if failure.status == 500 and isinstance(error, Exception):
         log.error("a request failed", exc_info=error)
-    told = error_detail(fault)
+    told = error_detail(failure)
     return Problem(told.message, told.type, told.param, getattr(error, "retry_after", None))

@@ -1,4 +1,4 @@
-"""The contract between a dialect and the service: an EmbeddingRequest goes in, a Reply or a Fault comes back.
+"""The contract between a dialect and the service: an EmbeddingRequest goes in, a Reply or a Failure comes back.
 
 A Dialect is one API that clients speak: the paths that it answers on, how it reads a body, and how it writes replies and errors.
 Pure: no I/O, no HTTP, no images, no tokens.
@@ -137,7 +137,7 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Failure:
     """An error, ready to be written. `code` is the word by which a program may know it, None if the status says enough; `param`
     is the place in the request; `retry_after` is in seconds, for what may pass."""
 
@@ -150,10 +150,10 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a dialect writes: a unit vector, float32 of shape (dimension,), or a Fault for each item of the request, in order."""
+    """What a dialect writes: a unit vector, float32 of shape (dimension,), or a Failure for each item of the request in order."""
 
     request: EmbeddingRequest
-    rows: Sequence[npt.NDArray[np.float32] | Fault]
+    rows: Sequence[npt.NDArray[np.float32] | Failure]
     usage: Usage
     model: str
 
@@ -185,5 +185,5 @@ class Dialect:
     paths: tuple[str, ...]
     parse: Callable[[bytes | bytearray, RequestLimits], EmbeddingRequest]
     write: Callable[[Reply], bytes]
-    error: Callable[[Fault], bytes]
+    error: Callable[[Failure], bytes]
     manual: Manual | None = None

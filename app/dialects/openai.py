@@ -21,7 +21,7 @@ from app.dialects import examples
 from app.dialects.contract import (
     Dialect,
     EmbeddingRequest,
-    Fault,
+    Failure,
     InvalidRequest,
     Manual,
     ModelNotFound,
@@ -148,10 +148,10 @@ def _items(request: dict[str, Any], context: Context, partial: bool) -> tuple[Re
     def read(reader: Callable[[Any, str, Context], RequestItem], value: Any, param: str) -> RequestItem | Refusal:
         try:
             return reader(value, param, context)
-        except InvalidRequest as fault:
+        except InvalidRequest as error:
             if not partial:
                 raise
-            return Refusal(str(fault), fault.param)
+            return Refusal(str(error), error.param)
 
     given, messages = request.get("input"), request.get("messages")
     if (given is None) == (messages is None):
@@ -263,15 +263,15 @@ TYPES: dict[int, Any] = {
 }
 
 
-def error_detail(fault: Fault) -> ErrorDetail:
-    """Puts a fault into OpenAI's form."""
-    kind = TYPES.get(fault.status, "invalid_request_error" if fault.status < 500 else "server_error")
-    return ErrorDetail(fault.message, kind, fault.param, fault.code)
+def error_detail(failure: Failure) -> ErrorDetail:
+    """Puts a failure into OpenAI's form."""
+    kind = TYPES.get(failure.status, "invalid_request_error" if failure.status < 500 else "server_error")
+    return ErrorDetail(failure.message, kind, failure.param, failure.code)
 
 
-def write_error(fault: Fault) -> bytes:
+def write_error(failure: Failure) -> bytes:
     """Writes the body of an error reply."""
-    return orjson.dumps(Error(error_detail(fault)))
+    return orjson.dumps(Error(error_detail(failure)))
 
 
 def write(reply: Reply) -> bytes:
@@ -286,8 +286,8 @@ def write(reply: Reply) -> bytes:
     return orjson.dumps(EmbeddingList(reply.model, rows, UsageReply(usage.total, usage.total, details)))
 
 
-def _write_row(index: int, row: npt.NDArray[np.float32] | Fault, encoding: Literal["float", "base64"]) -> bytes:
-    if isinstance(row, Fault):
+def _write_row(index: int, row: npt.NDArray[np.float32] | Failure, encoding: Literal["float", "base64"]) -> bytes:
+    if isinstance(row, Failure):
         return orjson.dumps(FailedInput(index, error_detail(row)))
     if encoding == "base64":
         return orjson.dumps(Embedding(index, base64.b64encode(np.ascontiguousarray(row, dtype="<f4").data).decode()))

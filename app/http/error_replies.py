@@ -8,7 +8,7 @@ import math
 from aiohttp import web
 
 from app.dialects.contract import Dialect
-from app.errors import ErrorSpec, fault_of, spec_for
+from app.errors import ErrorSpec, failure_of, spec_for
 
 # aiohttp's own refusals. Their reason phrases are fixed words, safe to show.
 HTTP_ERRORS = {
@@ -31,12 +31,12 @@ def reply_spec(error: BaseException) -> ErrorSpec:
 
 def error_reply(error: BaseException, dialect: Dialect) -> web.Response:
     """Makes the reply that tells a client of an error."""
-    fault = fault_of(error, reply_spec(error))
-    reply = web.Response(status=fault.status, body=dialect.error(fault), content_type="application/json")
-    if fault.status == 401:
+    failure = failure_of(error, reply_spec(error))
+    reply = web.Response(status=failure.status, body=dialect.error(failure), content_type="application/json")
+    if failure.status == 401:
         reply.headers["WWW-Authenticate"] = "Bearer"
-    if fault.retry_after is not None:
-        reply.headers["Retry-After"] = str(max(1, math.ceil(fault.retry_after)))
+    if failure.retry_after is not None:
+        reply.headers["Retry-After"] = str(max(1, math.ceil(failure.retry_after)))
     if isinstance(error, web.HTTPMethodNotAllowed):
         reply.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
     return reply

@@ -18,7 +18,7 @@ from app.dialects.fields import Server
 from app.dialects.openai import error_detail
 from app.engine.memory import MemoryShare
 from app.engine.service import LARGE_ROWS
-from app.errors import fault_of
+from app.errors import failure_of
 from app.http.bodies import read_body
 from app.http.keys import ENGINE, LIFECYCLE, LOG, MEMORY, METRICS, ROUTES, SCHEDULER, SERVICE, SETTINGS
 from app.openapi.document import Documented, openapi_document
@@ -39,7 +39,7 @@ async def create_embeddings(dialect: Dialect, request: web.Request) -> web.Respo
         entry.inputs = len(parsed.items)
         outcome = await app[SERVICE].embed(parsed, deadline, memory)
         entry.tokens, entry.timings = outcome.usage.total, outcome.timings
-        rows = [fault_of(row) if isinstance(row, Refusal) else row for row in outcome.rows]
+        rows = [failure_of(row) if isinstance(row, Refusal) else row for row in outcome.rows]
         reply = Reply(parsed, rows, outcome.usage, app[SETTINGS].model_name)
         body = await app[ENGINE].bodies.run(len(rows) > LARGE_ROWS, dialect.write, reply)
     return vectors_reply(app, body)
@@ -180,7 +180,7 @@ def preview(index: int, row: Description | Refusal, param: str | None) -> Previe
             total_tokens=None,
             images=[],
             truncated=False,
-            refusal=error_detail(fault_of(row)),
+            refusal=error_detail(failure_of(row)),
         )
     return Preview(
         index=index,
@@ -190,7 +190,7 @@ def preview(index: int, row: Description | Refusal, param: str | None) -> Previe
         total_tokens=None if row.text_tokens is None else row.text_tokens + row.image_tokens,
         images=[preview_image(image) for image in row.images],
         truncated=row.truncated,
-        refusal=error_detail(fault_of(Refusal(row.refusal, param))) if row.refusal else None,
+        refusal=error_detail(failure_of(Refusal(row.refusal, param))) if row.refusal else None,
     )
 
 

@@ -9,10 +9,10 @@ import orjson
 import pytest
 from aiohttp import web
 
-from app.dialects.contract import Fault, InvalidRequest, ModelNotFound
+from app.dialects.contract import Failure, InvalidRequest, ModelNotFound
 from app.dialects.openai import OPENAI, error_detail
 from app.engine.preparation import Refused
-from app.errors import REFUSALS, TABLE, BodyTooLarge, fault_of
+from app.errors import REFUSALS, TABLE, BodyTooLarge, failure_of
 from app.http import error_replies
 from app.http.error_replies import reply_spec
 from app.media.image import ImageInvalid
@@ -50,7 +50,7 @@ def error_reply(error: BaseException) -> web.Response:
 
 
 def openai_type(status: int) -> str:
-    return error_detail(Fault(status, "m")).type
+    return error_detail(Failure(status, "m")).type
 
 
 def test_error_table_is_that_of_the_contract() -> None:
@@ -65,7 +65,7 @@ def test_error_table_has_what_a_refusal_says() -> None:
     for error in (InputTooLong("m"), DeadlineExceeded("m"), Draining("m"), WorkerDied("m"), BatchFailed("m")):
         reason = getattr(error, "reason", "invalid")
         assert REFUSALS[reason] == reply_spec(error) and REFUSALS[reason].reason == reason
-        assert fault_of(Refusal("m", reason=reason)) == fault_of(error)
+        assert failure_of(Refusal("m", reason=reason)) == failure_of(error)
 
 
 def test_error_only_words_for_clients_are_shown() -> None:
@@ -107,7 +107,7 @@ def test_error_row_is_that_of_the_nearest_class(error: Exception, status: int) -
     ],
 )
 def test_error_has_its_place(error: Exception, param: str | None) -> None:
-    detail = error_detail(fault_of(error))
+    detail = error_detail(failure_of(error))
     assert (detail.message, detail.type, detail.param) == ("m", "invalid_request_error", param)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from prometheus_client.metrics import MetricWrapperBase
 
 from app.bulk.ending import Ending
-from app.dialects.contract import Fault
+from app.dialects.contract import Failure
 from app.dialects.openai import FIELDS, error_detail
 from app.dialects.registry import DIALECTS
 from app.engine.metrics import Metrics
@@ -76,7 +76,7 @@ async def refused_by_the_router(client: Client) -> set[tuple[int, str, str]]:
 
 @each_page_with("errors")
 async def test_errors_table_is_that_of_the_service(page: Page, client: Client) -> None:
-    table = {(row.status, error_detail(Fault(row.status, "")).type, row.code or "") for row in TABLE.values()}
+    table = {(row.status, error_detail(Failure(row.status, "")).type, row.code or "") for row in TABLE.values()}
     shown = [(int(status), bare(kind), bare(code)) for status, kind, code, _ in page.table("errors")]
     assert len(shown) == len(set(shown))
     assert set(shown) == table | await refused_by_the_router(client)

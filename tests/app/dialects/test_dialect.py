@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 import pytest
 
-from app.dialects.contract import Dialect, EmbeddingRequest, Fault, InvalidRequest, Reply, RequestItem, RequestLimits
+from app.dialects.contract import Dialect, EmbeddingRequest, Failure, InvalidRequest, Reply, RequestItem, RequestLimits
 from app.dialects.registry import DIALECTS
 from app.main import create_app
 from tests.conftest import Client, Serve
@@ -24,11 +24,11 @@ def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
 
 
 def write(reply: Reply) -> bytes:
-    return orjson.dumps([row.tolist() for row in reply.rows if not isinstance(row, Fault)])
+    return orjson.dumps([row.tolist() for row in reply.rows if not isinstance(row, Failure)])
 
 
-def error(fault: Fault) -> bytes:
-    return orjson.dumps({"problem": fault.message, "at": fault.param})
+def error(failure: Failure) -> bytes:
+    return orjson.dumps({"problem": failure.message, "at": failure.param})
 
 
 LINES = Dialect(paths=("/lines", "/v0/lines"), parse=parse, write=write, error=error)

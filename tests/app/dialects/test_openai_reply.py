@@ -11,14 +11,14 @@ import numpy.typing as npt
 import orjson
 import pytest
 
-from app.dialects.contract import EmbeddingRequest, Fault, Reply, Usage
+from app.dialects.contract import EmbeddingRequest, Failure, Reply, Usage
 from app.dialects.openai import write
 
 USAGE = Usage(text_tokens=3, image_tokens=4)
 ROWS = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
 
 
-def embeddings_body(rows: Sequence[npt.NDArray[np.float32] | Fault], model: str, encoding: Literal["float", "base64"]) -> bytes:
+def embeddings_body(rows: Sequence[npt.NDArray[np.float32] | Failure], model: str, encoding: Literal["float", "base64"]) -> bytes:
     request = EmbeddingRequest((), None, 512, truncate=False, partial=True, encoding_format=encoding)
     return write(Reply(request, rows, USAGE, model))
 
@@ -46,7 +46,7 @@ def test_reply_base64_is_little_endian_whatever_the_machine() -> None:
 
 
 def test_reply_faults_stand_in_their_rows() -> None:
-    body = orjson.loads(embeddings_body([ROWS[0], Fault(400, "m", param="input[1]")], "model", "base64"))
+    body = orjson.loads(embeddings_body([ROWS[0], Failure(400, "m", param="input[1]")], "model", "base64"))
     assert body["data"][1] == {
         "object": "embedding",
         "index": 1,

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from app.dialects.contract import Fault, InvalidRequest, ModelNotFound, RequestItem, RequestLimits
+from app.dialects.contract import Failure, InvalidRequest, ModelNotFound, RequestItem, RequestLimits
 from app.dialects.examples import PNG
 from app.dialects.fields import Server
 from app.dialects.openai import error_detail, parse
@@ -115,7 +115,7 @@ def test_a_key_where_one_is_needed_and_nowhere_else(auth_required: bool) -> None
 def test_every_error_of_the_table_is_documented() -> None:
     root = document()
     schema = resolve(root, root["components"]["schemas"]["ErrorDetail"])["properties"]
-    assert {error_detail(Fault(row.status, "")).type for row in TABLE.values()} <= set(schema["type"]["enum"])
+    assert {error_detail(Failure(row.status, "")).type for row in TABLE.values()} <= set(schema["type"]["enum"])
     assert all(f"`{row.code}`" in schema["code"]["description"] for row in TABLE.values() if row.code)
     statuses = {str(row.status) for row in TABLE.values()}
     assert statuses <= set(operations(root)["/v1/embeddings"]["responses"])
