@@ -47,7 +47,7 @@ class BatchQueue:
         self._gone = 0
         # Entries that came when one like them had been taken, and have no place among those that wait.
         self.joined = 0
-        # By identity: of what waits, the first of those that are alike, which has the others as twins; and what is taken.
+        # By content hash: of what waits, the first of those that are alike, which has the others as twins; and what is taken.
         self._first: dict[bytes, Entry] = {}
         self._running: dict[bytes, Entry] = {}
         self._closed = False
@@ -68,7 +68,7 @@ class BatchQueue:
                 if entry.state is EntryState.ARRIVING and not self._join_running(entry):
                     entry.state = EntryState.WAITING
                     entries.append(entry)
-                    first = self._first.setdefault(entry.prepared.identity, entry)
+                    first = self._first.setdefault(entry.prepared.content_hash, entry)
                     if first is not entry:
                         first.twins.append(entry)
             if not entries:
@@ -136,15 +136,15 @@ class BatchQueue:
         if entry.state is not EntryState.WAITING:
             return False
         self._leave(entry, EntryState.DROPPED)
-        identity = entry.prepared.identity
-        if self._first.get(identity) is not entry:
+        content_hash = entry.prepared.content_hash
+        if self._first.get(content_hash) is not entry:
             return True
-        del self._first[identity]
+        del self._first[content_hash]
         while entry.twins:
             heir = entry.twins.pop()
             if heir.state is EntryState.WAITING:
                 entry.twins, heir.twins = heir.twins, entry.twins
-                self._first[identity] = heir
+                self._first[content_hash] = heir
                 break
         return True
 
@@ -201,9 +201,9 @@ class BatchQueue:
     def _lead(self, entry: Entry, now: float) -> None:
         """Take an entry, and with it as its twins all that are like it and not late."""
         self._leave(entry, EntryState.TAKEN)
-        identity = entry.prepared.identity
-        self._running[identity] = entry
-        first = self._first.pop(identity)
+        content_hash = entry.prepared.content_hash
+        self._running[content_hash] = entry
+        first = self._first.pop(content_hash)
         if first is entry and not first.twins:
             return
         alike, first.twins = [first, *first.twins], []
@@ -215,7 +215,7 @@ class BatchQueue:
 
     def _join_running(self, entry: Entry) -> bool:
         """Make an entry the twin of one that is being computed, where there is one."""
-        leader = self._running.get(entry.prepared.identity)
+        leader = self._running.get(entry.prepared.content_hash)
         if leader is None or entry.deadline <= self._clock():
             return False
         entry.state = EntryState.TAKEN

@@ -160,7 +160,7 @@ class DeviceWorker:
         """On the loop: all futures of a batch in one wake-up."""
         for entry, outcome in outcomes:
             if isinstance(outcome, Vector) and outcome.source is Source.COMPUTED:
-                self._cache.put(entry.prepared.identity, outcome.row)
+                self._cache.put(entry.prepared.content_hash, outcome.row)
             if entry.future.done():
                 continue
             if isinstance(outcome, BatchFailed):

@@ -199,7 +199,7 @@ class Scheduler:
         entries: list[Entry] = []
         for prepared in inputs:
             futures.append(loop.create_future())
-            if (row := self._cache.get(prepared.identity)) is not None:
+            if (row := self._cache.get(prepared.content_hash)) is not None:
                 futures[-1].set_result(Vector(row, 0.0, 0.0, Source.CACHED))
             else:
                 entries.append(Entry(prepared, futures[-1], now, deadline))

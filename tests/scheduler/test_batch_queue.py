@@ -684,12 +684,12 @@ class QueueMachine(RuleBasedStateMachine):
             assert self.queue.drop(entries[index])
         self.queue.add(Submission(entries))
         arrived = [entry for index, entry in enumerate(entries) if index not in dropped]
-        leaders = {leader.prepared.identity: leader for leader in self.running}
-        joined = [entry for entry in arrived if entry.prepared.identity in leaders]
+        leaders = {leader.prepared.content_hash: leader for leader in self.running}
+        joined = [entry for entry in arrived if entry.prepared.content_hash in leaders]
         for entry in joined:
-            assert any(entry is twin for twin in leaders[entry.prepared.identity].twins)
+            assert any(entry is twin for twin in leaders[entry.prepared.content_hash].twins)
         self.came_out.extend(joined)
-        self.requests.append([entry for entry in arrived if entry.prepared.identity not in leaders])
+        self.requests.append([entry for entry in arrived if entry.prepared.content_hash not in leaders])
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -732,10 +732,10 @@ class QueueMachine(RuleBasedStateMachine):
         ids = set(map(id, taken))
         assert len(ids) == len(taken)
         assert ids <= set(map(id, self.waiting))
-        alike = {entry.prepared.identity for entry in batch}
+        alike = {entry.prepared.content_hash for entry in batch}
         assert len(alike) == len(batch), "computed twice"
         for entry in self.in_time(self.waiting):
-            assert (entry.prepared.identity in alike) == (id(entry) in ids), "a twin left behind"
+            assert (entry.prepared.content_hash in alike) == (id(entry) in ids), "a twin left behind"
         twin_ids = set(map(id, twins))
         for request in self.requests:
             alive = [entry for entry in self.in_time(request) if id(entry) not in twin_ids]

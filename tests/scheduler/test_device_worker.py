@@ -505,7 +505,7 @@ async def test_a_leader_whose_caller_has_gone_changes_nothing_for_its_twins(star
     leader.future.cancel()
     assert_vectors([await twin.future], ["a"])
     assert leader.future.cancelled()
-    assert device.cache.get(twin.prepared.identity) is not None
+    assert device.cache.get(twin.prepared.content_hash) is not None
 
 
 async def test_a_failure_is_shared_each_with_an_error_of_its_own(start: Start) -> None:
@@ -553,7 +553,7 @@ async def test_what_is_computed_is_cached_and_nothing_that_failed(start: Start) 
     await device.embed(inputs)
     assert len(device.cache) == 2
     for item, text in ((inputs[0], "a"), (inputs[2], "b")):
-        row = device.cache.get(item.identity)
+        row = device.cache.get(item.content_hash)
         assert row is not None and np.array_equal(row, model.vector(text))
         assert row.base is None, "a row keeps its batch alive"
 
