@@ -72,7 +72,7 @@ class PreparedInput:
     `prefix_tokens` tokens are those that every input with the same instruction begins with; the first `unpooled_tokens` are read
     and not pooled.
 
-    `identity` is a digest of all that decides the vector: inputs with equal ones have the same. It is taken where the input is
+    `content_hash` is a digest of all that decides the vector: inputs with equal ones have the same. It is taken when the input is
     made: a short text takes some microseconds, an image's patches longer, on a thread and without the interpreter's lock.
     """
 
@@ -82,10 +82,11 @@ class PreparedInput:
     truncated: bool = False
     prefix_tokens: int = 0
     unpooled_tokens: int = 0
-    identity: bytes = field(init=False, repr=False)
+    content_hash: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "identity", _identity(self.token_ids, self.positions, self.images, self.unpooled_tokens))
+        content_hash = _content_hash(self.token_ids, self.positions, self.images, self.unpooled_tokens)
+        object.__setattr__(self, "content_hash", content_hash)
 
     @property
     def num_tokens(self) -> int:
@@ -106,7 +107,7 @@ class PreparedInput:
         return self.token_ids.nbytes + (0 if self.positions is None else self.positions.nbytes)
 
 
-def _identity(
+def _content_hash(
     token_ids: npt.NDArray[np.int64],
     positions: npt.NDArray[np.int64] | None,
     images: Sequence[PreparedImage],

@@ -22,9 +22,9 @@ from app.engine.preparation import Preparation, Tools
 from app.engine.threads import BodyThreads
 from models.base import Description, PreparedInput, Preparer, Refusal
 from models.vectors import to_dimension
-from scheduler.entry import Vector
 from scheduler.errors import BatchFailed, DeadlineExceeded, SchedulerError
 from scheduler.scheduler import Scheduler
+from scheduler.work import Vector
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""An input's identity: equal where the vector must be, and nowhere else."""
+"""An input's content hash: equal where the vector must be, and nowhere else."""
 
 from __future__ import annotations
 
@@ -50,27 +50,27 @@ CHANGED = {
 }
 
 
-def test_whatever_decides_the_vector_changes_the_identity() -> None:
-    identities = [PreparedInput(IDS).identity, *(item.identity for item in CHANGED.values())]
-    assert len(set(identities)) == len(identities)
-    assert {len(identity) for identity in identities} == {32}
+def test_content_hash_changes_with_whatever_decides_the_vector() -> None:
+    hashes = [PreparedInput(IDS).content_hash, *(item.content_hash for item in CHANGED.values())]
+    assert len(set(hashes)) == len(hashes)
+    assert {len(content_hash) for content_hash in hashes} == {32}
 
 
 @pytest.mark.parametrize("item", CHANGED.values(), ids=CHANGED.keys())
 def test_what_does_not_decide_it_changes_nothing(item: PreparedInput) -> None:
-    assert replace(item, truncated=True, prefix_tokens=5).identity == item.identity
+    assert replace(item, truncated=True, prefix_tokens=5).content_hash == item.content_hash
     images = tuple(replace(one, grid=replace(one.grid, original_size=(9, 9), official_size=(8, 8))) for one in item.images)
     assert (
-        PreparedInput(item.token_ids.copy(), images, item.positions, unpooled_tokens=item.unpooled_tokens).identity
-        == item.identity
+        PreparedInput(item.token_ids.copy(), images, item.positions, unpooled_tokens=item.unpooled_tokens).content_hash
+        == item.content_hash
     )
 
 
-def test_any_memory_layout_has_the_identity_of_its_contents() -> None:
+def test_content_hash_is_that_of_the_contents_in_any_memory_layout() -> None:
     for other in (np.repeat(IDS, 2)[::2], np.stack([IDS, IDS]).T[:, 0]):
-        assert PreparedInput(other).identity == PreparedInput(IDS).identity
+        assert PreparedInput(other).content_hash == PreparedInput(IDS).content_hash
     strided = PreparedImage(image().grid, np.asfortranarray(image().patches))
-    assert PreparedInput(IDS, (strided,)).identity == PreparedInput(IDS, (image(),)).identity
+    assert PreparedInput(IDS, (strided,)).content_hash == PreparedInput(IDS, (image(),)).content_hash
 
 
 def test_what_a_caller_says_differently_differs() -> None:
@@ -81,5 +81,5 @@ def test_what_a_caller_says_differently_differs() -> None:
         EmbeddingInput(("a",), "find"),
         EmbeddingInput(("a", "a")),
     ]
-    assert len({model.prepare(item).identity for item in inputs}) == len(inputs)
-    assert model.prepare(inputs[0]).identity == model.prepare(EmbeddingInput(("a",))).identity
+    assert len({model.prepare(item).content_hash for item in inputs}) == len(inputs)
+    assert model.prepare(inputs[0]).content_hash == model.prepare(EmbeddingInput(("a",))).content_hash

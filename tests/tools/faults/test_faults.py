@@ -10,7 +10,6 @@ import pytest
 from tests.support.paths import ROOT
 from tests.tools.faults.faults import FAULTS, Fault
 
-
 pytestmark = pytest.mark.tools
 
 
