@@ -46,7 +46,7 @@ $(VENV)/.installed-peer: $(VENV)/.installed
 	@touch $@
 
 # infinity-emb in an environment of its own, for it needs an older transformers; on the same torch.
-$(VENV)-infinity/.installed: tests/load/infinity-requirements.txt $(VENV)/.installed
+$(VENV)-infinity/.installed: tests/tools/load/infinity-requirements.txt $(VENV)/.installed
 	$(PYTHON) -m venv $(VENV)-infinity
 	$(VENV)-infinity/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --requirement $< \
 		"torch==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch").partition("+")[0])')"
@@ -97,7 +97,7 @@ hardening: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.tools.hardening --soak $(SOAK) $(HARDENING_ARGS)
 
 # Each client in an environment of its own, made again when its requirements change.
-$(CLIENTS_VENV)/%/.installed: tests/clients/requirements/%.txt
+$(CLIENTS_VENV)/%/.installed: tests/tools/clients/requirements/%.txt
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --requirement $<

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from aiohttp import web
 
 from app.http.keys import SCHEDULER
 from app.http.server import bind, listen
+from app.logs import RequestIdFilter
 from app.main import create_app
 from app.settings import ApiKey, Settings
 from models.base import LoadedModel
 from scheduler.scheduler import State
+from tests.support import forkserver, recorded
 from tests.support.fakes import FakeModel
 
 # By default a property may take 200 ms: so may a machine that is busy with something else.
@@ -114,6 +117,18 @@ class Clock:
 
 
 @pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """pytest's own, whose records have the request's id as those of a server do."""
+    caplog.handler.addFilter(RequestIdFilter())
+    return caplog
+
+
+def records_of(caplog: pytest.LogCaptureFixture, request_id: str) -> list[logging.LogRecord]:
+    """What was logged for a request."""
+    return [record for record in caplog.records if vars(record)["request_id"] == request_id]
+
+
+@pytest.fixture
 async def clock() -> Clock:
     return Clock()
 
@@ -139,6 +154,25 @@ async def client(serve: Serve, fake: FakeModel) -> Client:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fail-on-skip", action="store_true", help="a skipped test fails the run")
+    parser.addoption("--library", choices=recorded.SOURCES, default="recorded", help="where other libraries' answers come from")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One fork server for the run: this process's, or that of the process whose worker this is."""
+    recorded.SENTENCE_TRANSFORMERS.source = config.getoption("--library")
+    config.add_cleanup(recorded.SENTENCE_TRANSFORMERS.save)
+    if (given := getattr(config, "workerinput", None)) is not None:
+        forkserver.find_server = lambda: given["forkserver"]
+        return
+    server = forkserver.ForkServer()
+    forkserver.find_server = server.address
+    config.add_cleanup(server.close)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    assert forkserver.find_server is not None
+    node.workerinput["forkserver"] = forkserver.find_server()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

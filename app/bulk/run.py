@@ -38,11 +38,11 @@ VERSION = 1
 _LONGEST_SUFFIX = len(".ids.jsonl.tmp")
 
 
-def embed(settings: Settings, options: Options) -> int:
-    """Run the command. Returns its exit code."""
+def embed(settings: Settings, options: Options, load_model: LoadModel) -> int:
+    """Runs the command; returns its exit code."""
     share_interpreter()
     try:
-        return asyncio.run(Run(settings, options, on_begin=freeze_heap).run())
+        return asyncio.run(Run(settings, options, load_model, freeze_heap).run())
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return int(stopped.code)

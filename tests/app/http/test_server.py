@@ -1,4 +1,5 @@
-"""The process: its port, its signals, its exit codes. Every test runs a server of its own."""
+"""The process: its port, its signals, its exit codes. Every test runs a server of its own; a drain, wrong settings and a real
+model are tested on a Python that is executed for them."""
 
 from __future__ import annotations
 
@@ -76,7 +77,7 @@ def test_the_port_is_open_while_the_model_loads(hold: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains(number: signal.Signals, hold: Path) -> None:
-    with process(FAKE_HOLD=str(hold), MAX_BATCH_SIZE="1") as running:
+    with process(fresh=True, FAKE_HOLD=str(hold), MAX_BATCH_SIZE="1") as running:
         running.until_status("ok")
         hold.touch()
         with in_threads(4, lambda index: embed(running, f"text {index}")) as futures:
@@ -258,7 +259,7 @@ WRONG = {
 
 
 def test_wrong_settings_are_all_named() -> None:
-    with process("app", **WRONG) as running:
+    with process("app", fresh=True, **WRONG) as running:
         assert running.wait() == 2
         for name in WRONG:
             assert f"\n  {name} " in running.stderr
@@ -295,7 +296,7 @@ def test_cuda_where_there_is_none() -> None:
 
 def test_a_checkpoint_is_served_on_a_cpu() -> None:
     checkpoint = CHECKPOINT
-    with process("app", DEVICE="cpu", MODEL_PATH=str(checkpoint)) as running:
+    with process("app", fresh=True, DEVICE="cpu", MODEL_PATH=str(checkpoint)) as running:
         running.until_status("ok")
         health = running.request("/health")[2]
         assert (health["device"], health["model_path"]) == ("cpu", str(checkpoint))

@@ -130,7 +130,9 @@ async def fetch(images: ImageFetcher, url: str) -> bytes:
 
 
 def fetcher(*allowed: str, **settings: Any) -> ImageFetcher:
-    return ImageFetcher(**{"timeout_s": 30.0, "max_bytes": 1000, "allowed_hosts": frozenset(allowed)} | settings)
+    return ImageFetcher(
+        **{"timeout_s": 30.0, "max_bytes": 1000, "max_url_length": 8190, "allowed_hosts": frozenset(allowed)} | settings
+    )
 
 
 async def refusal(url: str, *allowed: str, **settings: Any) -> str:

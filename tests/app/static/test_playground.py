@@ -28,6 +28,8 @@ from tests.support.hosts import Process, process
 from tests.support.paths import CHECKPOINT, CONFORMANCE
 from tests.support.programs import free_port
 
+pytestmark = pytest.mark.browser
+
 KEY = "sk-test"
 CASES = CONFORMANCE / "cases"
 JPG, PNG = CASES / "rgb.jpg", CASES / "rgb.png"

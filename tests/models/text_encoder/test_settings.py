@@ -12,7 +12,7 @@ from models.base import ModelLoadError
 from models.text_encoder.settings import Settings
 from tests.support.oracle import cosines
 from tests.support.text_checkpoints import WIDTH, dense, write_checkpoint, write_json
-from tests.support.text_oracle import TEXTS, embed, library, load, oracle, same
+from tests.support.text_oracle import TEXTS, embed, library, library_limit, load, oracle, same
 
 LONG = ["the river runs through the old town and then out to sea " * n for n in (1, 12, 400)]
 TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
@@ -28,6 +28,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "model"))
 
 
+@pytest.mark.live
 def test_what_the_library_itself_writes_is_understood(folder: Path) -> None:
     expected = oracle(folder, TEXTS)
     library(folder).save(str(folder.parent / "saved"))
@@ -53,14 +54,14 @@ def test_what_the_library_itself_writes_is_understood(folder: Path) -> None:
 def test_settings_of_the_transformer(folder: Path, settings: dict[str, Any]) -> None:
     write_json(folder / "sentence_bert_config.json", settings)
     same(embed(load(folder), [*TEXTS, *LONG]), oracle(folder, [*TEXTS, *LONG]))
-    assert load(folder).info.max_tokens == library(folder).max_seq_length
+    assert load(folder).info.max_tokens == library_limit(folder)
 
 
 @pytest.mark.parametrize("name", ["roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"])
 def test_the_names_of_old(folder: Path, name: str) -> None:
     write_json(folder / "sentence_bert_config.json", {})
     write_json(folder / f"sentence_{name}_config.json", {"max_seq_length": 30})
-    assert load(folder).info.max_tokens == library(folder).max_seq_length == 30
+    assert load(folder).info.max_tokens == library_limit(folder) == 30
 
 
 @pytest.mark.parametrize(

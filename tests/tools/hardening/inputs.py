@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -60,9 +61,9 @@ def decoder_raises() -> None:
 
 def types_unchecked() -> None:
     """without the check of a field's type."""
-    from app.dialects import items as dialect_items
+    from app.dialects import fields, items
 
-    dialect_items.typed = lambda holder, key, kind, what, prefix="": holder.get(key)
+    items.typed = fields.typed = lambda holder, key, kind, what, prefix="": holder.get(key)
 
 
 def decoding_raises() -> None:
@@ -107,10 +108,10 @@ def refusals_unknown() -> None:
 
 def errors_without_type() -> None:
     """without the documented form of an error."""
-    from app import errors
+    from app.dialects import openai
 
-    whole = errors.object_for
-    errors.object_for = lambda error, spec: {key: value for key, value in whole(error, spec).items() if key != "type"}
+    kept = openai.error_detail
+    openai.error_detail = lambda fault: {key: value for key, value in asdict(kept(fault)).items() if key != "type"}
 
 
 def _offline(site: Site, port: int) -> AbstractContextManager[Process]:

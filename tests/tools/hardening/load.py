@@ -56,8 +56,8 @@ def without_retry_after() -> None:
 
     kept = error_replies.error_reply
 
-    def error_reply(error: BaseException) -> object:
-        reply = kept(error)
+    def error_reply(error: BaseException, dialect: object) -> object:
+        reply = kept(error, dialect)
         reply.headers.popall("Retry-After", None)
         return reply
 
@@ -70,9 +70,9 @@ def with_memory_of_refusals() -> None:
 
     kept, refused = error_replies.error_reply, []
 
-    def error_reply(error: BaseException) -> object:
+    def error_reply(error: BaseException, dialect: object) -> object:
         refused.append(bytearray(100_000))
-        return kept(error)
+        return kept(error, dialect)
 
     error_replies.error_reply = error_reply
 

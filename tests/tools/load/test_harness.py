@@ -1,4 +1,4 @@
-"""The harnesses of tests/load/harness/, each run for a moment against the service on the miniature checkpoint."""
+"""The harnesses of tests/tools/load/harness/, each run for a moment against the service on the miniature checkpoint."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from tests.support.hosts import process
 from tests.support.paths import CHECKPOINT, ROOT
 from tests.support.programs import program
 from tests.tools.load.harness import bodies
+
+pytestmark = pytest.mark.tools
 
 HARNESS = ROOT / "tests" / "tools" / "load" / "harness"
 SCENARIOS = [*bodies.SCENARIOS, "health"]

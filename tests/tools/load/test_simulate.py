@@ -8,6 +8,8 @@ import pytest
 
 from tests.tools.load.simulate import BATCH_TOKENS, Arrival, batch_seconds, capacity, poisson, simulate
 
+pytestmark = pytest.mark.tools
+
 FULL_BATCH = batch_seconds(BATCH_TOKENS)
 
 
