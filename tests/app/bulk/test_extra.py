@@ -35,7 +35,7 @@ def test_extra_that_is_missing_is_named_in_one_line(missing: tuple[str, ...], tm
 def test_extra_that_is_missing_does_not_keep_the_server_from_serving(tmp_path: Path) -> None:
     """tqdm is there, since huggingface_hub and transformers depend on it."""
     environment = {"PYTHONPATH": path_without(("pyarrow",), tmp_path), "MODEL_PATH": str(CHECKPOINT), "DEVICE": "cpu"}
-    with process("app", **environment) as running:
+    with process("app", fresh=True, **environment) as running:
         running.until_status("ok")
         assert running.request("/v1/embeddings", {"input": "a"})[0] == 200
 
