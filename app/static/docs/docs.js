@@ -1,4 +1,4 @@
-// The page of the OpenAPI document. What the document says is only ever put in as text. The key lives in its field, nowhere else.
+// The page of the OpenAPI document. The document's words are only put in as text. The key is kept in its field and nowhere else.
 import { BASE, byId, copy, el, quoted } from "../shared/dom.js";
 
 const MAX_SHOWN = 20000; // characters of a reply that is not JSON
@@ -6,12 +6,12 @@ let spec;
 
 // Words
 
-// Text in which `words` in backticks are code.
+// Turns `words` in backticks into code.
 function inline(text) {
   return (text ?? "").split("`").map((piece, index) => (index % 2 ? el("code", {}, piece) : piece));
 }
 
-// A name that may be broken after a / or _ where the line is short.
+// A name that may be broken after a slash, an underscore or a dot.
 function breakable(text) {
   return el("code", {}, text.split(/(?<=[/_.])/).flatMap((piece) => [piece, el("wbr")]));
 }
@@ -43,7 +43,7 @@ function resolve(node) {
 const unique = (list) => [...new Set(list)];
 const variants = (schema) => schema.anyOf ?? schema.oneOf ?? [];
 
-// The words for a schema's type; a part of the document that has fields or forms of its own goes by its name.
+// The names of a schema's types. A component of the document with fields or forms of its own goes by its name.
 function types(schema) {
   const found = resolve(schema);
   if (schema.$ref && (found.properties || found.allOf || found.anyOf)) return [schema.$ref.split("/").pop()];
@@ -61,7 +61,7 @@ function routes() {
     Object.entries(item).map(([method, op]) => ({ path, method, op })));
 }
 
-// path -> {types, description}, of all that a reply may hold, however deep.
+// Every field that a reply may have, at any depth: path -> {types, description}.
 function fields(schema, path = "", rows = new Map()) {
   const found = resolve(schema);
   for (const part of found.allOf ?? []) {
@@ -85,7 +85,7 @@ function fields(schema, path = "", rows = new Map()) {
   return rows;
 }
 
-// The titled schemas that a schema is one of.
+// The schemas with a title that a schema may be.
 function forms(schema, found = new Set()) {
   const node = resolve(schema);
   if (node.title) found.add(node);
@@ -95,7 +95,7 @@ function forms(schema, found = new Set()) {
 
 // Values
 
-// Like JSON.stringify(value, null, 2), but long lists of numbers and long strings are cut short.
+// Like JSON.stringify(value, null, 2), but with long lists of numbers and long strings cut.
 function print(value, margin = "") {
   const inner = `${margin}  `;
   if (typeof value === "string" && value.length > 1200) {
@@ -146,7 +146,7 @@ function named(text, type, required = false) {
   return [breakable(text), el("span", { class: "type" }, type, required ? ", required" : "")];
 }
 
-// A body that two routes take is shown with the first.
+// The tables of a request's body. If several routes take it, it is shown with the first.
 function requestTables(schema, op) {
   const same = ({ op: other }) => resolve(other.requestBody).content?.["application/json"].schema.$ref === schema.$ref;
   const first = routes().find(same).op;
@@ -267,13 +267,13 @@ function readable(text, type) {
     try {
       return print(JSON.parse(text));
     } catch {
-      // Shown as it came.
+      // It is shown as it came.
     }
   }
   return text.length > MAX_SHOWN ? `${text.slice(0, MAX_SHOWN)}\n… ${text.length - MAX_SHOWN} more characters` : text;
 }
 
-// All of it
+// The page
 
 function render() {
   document.title = `${spec.info.title}: API`;
@@ -296,7 +296,7 @@ function render() {
   if (location.hash) byId(location.hash.slice(1))?.scrollIntoView();
 }
 
-// The route in view is marked in the list of routes.
+// Marks the route in view in the list of routes.
 function follow() {
   const links = new Map([...document.querySelectorAll("#nav a")].map((link) => [link.hash.slice(1), link]));
   const observer = new IntersectionObserver((entries) => {

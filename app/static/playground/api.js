@@ -1,7 +1,7 @@
 // Requests to the service. The key goes into their header and nowhere else.
 import { BASE } from "../shared/dom.js";
 
-// A reply that is an error, or none at all (status 0).
+// A reply that is an error, or the lack of a reply (status 0).
 export class ApiError extends Error {
   constructor(status, { message, param = null, code = null }, retryAfter = null) {
     super(message);
@@ -13,7 +13,7 @@ export async function get(path, signal = undefined) {
   return fetch(BASE + path, { credentials: "omit", cache: "no-store", signal });
 }
 
-// {vectors, model, usage, milliseconds, timings, fingerprint} of one request. Raises ApiError, or AbortError.
+// Sends one request. Returns {vectors, model, usage, milliseconds, timings, fingerprint}; throws ApiError or AbortError.
 export async function embed(body, key, signal) {
   const headers = { "Content-Type": "application/json" };
   if (key) headers.Authorization = `Bearer ${asBytes(key)}`;
@@ -41,30 +41,30 @@ export async function embed(body, key, signal) {
   };
 }
 
-// What stands between the service and this page answers with pages of its own.
+// The error in a reply. A proxy in between may answer with a page of its own, which has none.
 function errorIn(reply, response) {
   try {
     const { error } = JSON.parse(reply);
     if (error?.message) return error;
   } catch {
-    // Not the service's.
+    // It is not from the service.
   }
   return { message: response.statusText || "an error without words, not of this service" };
 }
 
-// A header takes bytes; the service reads them as UTF-8.
+// A header takes bytes, one a character; the service reads them as UTF-8.
 function asBytes(text) {
   return String.fromCharCode(...new TextEncoder().encode(text));
 }
 
-// float32, little-endian, in base64: half the size of digits, and exact.
+// Decodes float32, little-endian, from base64, which is exact and half as long as digits.
 function vectorOf(base64) {
   const data = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
   const view = new DataView(data.buffer);
   return Float32Array.from({ length: data.length / 4 }, (_, index) => view.getFloat32(4 * index, true));
 }
 
-// "queue;dur=1.5, device;dur=2" -> {queue: 1.5, device: 2}, in milliseconds
+// Parses Server-Timing: "queue;dur=1.5, device;dur=2" -> {queue: 1.5, device: 2}, in milliseconds.
 function timingsIn(header) {
   return Object.fromEntries([...header.matchAll(/(\w+);dur=([\d.]+)/g)].map(([, name, value]) => [name, Number(value)]));
 }

@@ -1,12 +1,12 @@
-// Small charts in SVG: lines over time, and bars. They know nothing of what they show.
+// Small charts: lines over time in SVG, and bars. They do not know what they show.
 import { el, svg } from "../shared/dom.js";
 
 const WIDTH = 240;
 const HEIGHT = 64;
-// Points further apart are not joined: what lay between was not seen.
+// Points further apart than this are not joined, since nothing is known of the time between them.
 const GAP_S = 3;
 
-// Lines over the last `span` seconds. `series`: [{name, values: (point) => number or null}]; `format` writes a number.
+// Lines over the last `span` seconds. `series` is [{name, values: (point) => number or null}]; `format` writes a number.
 export class LineChart {
   #span;
   #series;
@@ -19,7 +19,8 @@ export class LineChart {
   #top;
   #plot;
 
-  // `least`: the least top of the scale. `pointed(seconds before now, or null)` hears of the pointer.
+  // `least` is the smallest top of the scale. `pointed(seconds)` is called when the pointer moves, with seconds before now, and
+  // with null when it leaves.
   constructor({ name, unit = "", series, format, least, span, pointed }) {
     Object.assign(this, { name });
     this.#span = span;
@@ -48,7 +49,7 @@ export class LineChart {
       el("div", { class: "times", "aria-hidden": "true" }, el("span", {}, `${span / 60} min ago`), el("span", {}, "now")));
   }
 
-  // `points` have a time each. `at`: the point in hand, whose numbers are shown in place of the last ones.
+  // Draws points, each with a time. If `at` is a point, its numbers are shown instead of the last ones.
   draw(points, now, at) {
     const x = ({ time }) => WIDTH * (1 - (now - time) / this.#span);
     const values = this.#series.map((one) => points.map((point) => one.values(point)));
@@ -74,7 +75,7 @@ function caption(name, unit, values) {
     el("span", { class: "now" }, values));
 }
 
-// Points that follow each other, with their values.
+// Splits points into runs without a gap, each of {point, value}.
 function runsOf(points, values) {
   const runs = [];
   let last = null;
@@ -88,19 +89,19 @@ function runsOf(points, values) {
   return runs;
 }
 
-// A single point is a dot: a line of no length with round ends.
+// The path of a run. A single point is a line of no length, which its round ends make a dot.
 function lineThrough(run, x, y) {
   const path = run.map(({ point, value }) => `${x(point).toFixed(1)} ${y(value).toFixed(1)}`).join("L");
   return `M${path}${run.length === 1 ? "h0" : ""}`;
 }
 
-// 1, 2 or 5 times a power of ten.
+// The next number up that is 1, 2 or 5 times a power of ten.
 function roundUp(value) {
   const power = 10 ** Math.floor(Math.log10(value));
   return power * [1, 2, 5, 10].find((step) => step * power >= value * (1 - 1e-9));
 }
 
-// Bars with a number below each, as [label, title, value].
+// A chart of bars, drawn from rows of [label, title, value]; the label is below the bar.
 export class BarChart {
   #bars;
   #note;

@@ -1,27 +1,27 @@
-// The request as code that runs as it stands: the key from the environment, images from the files of their names.
+// Writes a request as code that runs as it is: the key comes from the environment, images from files of the same names.
 import { BASE, quoted } from "../shared/dom.js";
 
-// The API's item for an input. `image` is what stands for the input's image.
+// The API's item for an input; `image` is put in for its image.
 export function itemOf(text, image) {
   if (image) return text ? { text, image } : { image };
-  // A string of this form would be an image.
+  // As a string, this would be an image.
   return /^\s*data:image/i.test(text) ? { text } : text;
 }
 
-// An image in code: the file that is read there.
+// An image in code: the file that the code reads.
 class FileOf {
   constructor(name) {
     this.name = name;
   }
 }
 
-// {model, input, instruction, dimensions}, as far as they are set.
+// The body of a request: {model, input, instruction, dimensions}, as far as they are set.
 function bodyOf({ inputs, ...fields }) {
   const input = inputs.map(({ text, image }) => itemOf(text, image && new FileOf(image.name)));
   return Object.fromEntries(Object.entries({ ...fields, input }).filter(([, value]) => value != null));
 }
 
-// A value in the notation that JSON and Python share; `text` and `file` say how those are written.
+// Writes a value in the notation that JSON and Python share; `text` writes a string, `file` an image.
 function write(value, text, file, margin = "") {
   const inner = `${margin}  `;
   if (value instanceof FileOf) return file(value.name);
@@ -38,15 +38,15 @@ function writeJson(body, text, file) {
   return `{\n${lines.join(",\n")}\n}`;
 }
 
-// Linux takes no longer argument; a here-document has no limit.
+// Linux takes arguments of up to 128 KiB; a here-document has no limit.
 const MOST_OF_AN_ARGUMENT = 100_000;
 
-// In a here-document $, ` and \ are the shell's; ! is that of its prompt, and JSON can do without it.
+// Escapes a string of JSON for a here-document, where $, ` and \ are special; at a prompt ! is too, and JSON can escape it.
 function hereString(text) {
   return JSON.stringify(text).replace(/[\\$`]/g, "\\$&").replaceAll("!", "\\u0021");
 }
 
-// `request`: inputs, as Inputs.filled() has them, and model, instruction and dimensions or null.
+// A curl command. `request` has inputs, as of Inputs.filled(), and model, instruction and dimensions, or null for each.
 export function curl(request, needsKey) {
   const body = bodyOf(request);
   const head = [`curl ${quoted(`${BASE}/v1/embeddings`)}`];
@@ -60,7 +60,7 @@ export function curl(request, needsKey) {
   return `${[...head, "-d @- <<JSON"].join(" \\\n  ")}\n${writeJson(body, hereString, file)}\nJSON`;
 }
 
-// A string of JSON is one of Python.
+// A Python program. Strings of JSON are written as they are, since they are strings of Python too.
 export function python(request, needsKey) {
   const { model, input, dimensions, instruction } = bodyOf(request);
   const hasImages = request.inputs.some(({ image }) => image);

@@ -1,4 +1,4 @@
-// How images come to the inputs: chosen, pasted, or dropped.
+// Adds images to the inputs: chosen, pasted or dropped.
 import { byId } from "../shared/dom.js";
 
 let chosenFor = null; // the row that an image is chosen for
@@ -17,7 +17,7 @@ export function takeImages(inputs) {
   chosen("file", (files) => inputs.addImagesTo(chosenFor, files));
   byId("add-images").addEventListener("click", () => byId("files").click());
   document.addEventListener("paste", (event) => {
-    // What is copied from a document may be a text with a picture of it.
+    // A copy from a document may be a text with a picture of it: the text is pasted.
     if (!event.clipboardData?.files.length || event.clipboardData.types.includes("text/plain")) return;
     event.preventDefault();
     inputs.addImages(event.clipboardData.files);
@@ -25,7 +25,7 @@ export function takeImages(inputs) {
   takeDrops(inputs);
 }
 
-// A frame takes an image for its row; anywhere else on the page it becomes an input of its own.
+// An image that is dropped on a row's frame is for that row; anywhere else it is a new input.
 function takeDrops(inputs) {
   const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
   const target = (event) => event.target.closest?.(".slot") ?? byId("composer");

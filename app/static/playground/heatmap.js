@@ -1,8 +1,8 @@
-// The matrix of cosines as a table whose cells are coloured. Arrow keys walk over it.
+// The matrix of cosines as a table of coloured cells. Arrow keys move in it.
 import { el, isDark } from "../shared/dom.js";
 import { cosine } from "./numbers.js";
 
-// In sRGB, on the surface of either theme: cosines from 0 over a half to 1, and from 0 over -0.5 to -1.
+// Colours in sRGB for each theme: of the cosines 0, 0.5 and 1, and of 0, -0.5 and -1.
 const RAMPS = {
   light: {
     up: [[255, 255, 255], [128, 190, 212], [13, 76, 101]],
@@ -14,12 +14,12 @@ const RAMPS = {
   },
 };
 
-// Cosines of unit vectors, as a list of rows.
+// The cosines of all pairs of unit vectors, as a list of rows.
 export function cosines(vectors) {
   return vectors.map((a) => vectors.map((b) => a.reduce((sum, value, index) => sum + value * b[index], 0)));
 }
 
-// Least and greatest cosine of two different inputs: {low, high}, each {value, i, j}; null where there are no two.
+// The least and the greatest cosine of two different inputs: {low, high}, each {value, i, j}; null if there are fewer than two.
 export function extremes(matrix) {
   const pairs = matrix.flatMap((row, i) => row.slice(0, i).map((value, j) => ({ value, i: j, j: i })));
   if (!pairs.length) return null;
@@ -27,7 +27,8 @@ export function extremes(matrix) {
   return { low: by((a, b) => a < b), high: by((a, b) => a > b) };
 }
 
-// `items` are {place, text, image}; `stretched` spreads the colours over the cosines that occur; `shown(i, j)` hears of the cell in hand.
+// The table. `items` are {place, text, image}; `stretched` spreads the colours over the cosines that occur; `shown(i, j)` is
+// called when a cell is pointed at or focused.
 export function heatmap(matrix, items, stretched, shown) {
   const colours = colouring(matrix, stretched);
   const cells = matrix.map((row, i) => row.map((value, j) => {
@@ -77,13 +78,13 @@ function label({ place, text, image }, isSide) {
     isSide ? el("span", { class: "words" }, text || image.name) : null);
 }
 
-// A format that the browser does not know, such as TIFF, has no thumbnail.
+// Formats that the browser cannot show, such as TIFF, have no thumbnail.
 function thumbnail(image) {
   const picture = el("img", { src: image.url, alt: "", onerror: () => picture.remove() });
   return picture;
 }
 
-// cosine -> {ground, ink}. Black or white, whichever stands out more, has 4.5 to 1 and better on every colour there is.
+// A function of a cosine to {ground, ink}. Ink is black or white, whichever has more contrast: 4.5 to 1 or better on any colour.
 function colouring(matrix, stretched) {
   const { up, down } = RAMPS[isDark() ? "dark" : "light"];
   const ends = extremes(matrix);
@@ -98,7 +99,7 @@ function colouring(matrix, stretched) {
   };
 }
 
-// Relative luminance, as WCAG 2 defines it.
+// The relative luminance, by WCAG 2.
 function luminance(colour) {
   const [red, green, blue] = colour.map((value) => {
     const part = value / 255;

@@ -1,8 +1,8 @@
-// The list of inputs: each a text, an image, or both, which are fused into one vector. It knows nothing of requests.
+// The list of inputs: each is a text, an image, or both, which are fused into one vector. It does not know of requests.
 import { el, svg } from "../shared/dom.js";
 import { bytes } from "./numbers.js";
 
-// Enough for a matrix that one can read; the API takes more.
+// A larger matrix could not be read; the API takes more inputs.
 const MOST = 64;
 
 export class Inputs {
@@ -13,7 +13,8 @@ export class Inputs {
   #refused;
   #chooseFor;
 
-  // `changed()` after every change; `refused(message)` for what cannot be an input, "" when that is past; `chooseFor(row)` opens a file chooser.
+  // Calls `changed()` after every change, `refused(message)` if something cannot be an input, with "" once that is past, and
+  // `chooseFor(row)` to open a file chooser.
   constructor(list, { changed, refused, chooseFor }) {
     this.#list = list;
     this.#changed = changed;
@@ -21,13 +22,13 @@ export class Inputs {
     this.#chooseFor = chooseFor;
   }
 
-  // Those that hold something, as they are now: {row, place, text, image: {file, name, url} or null}. `place` is the number shown.
+  // The inputs that are not empty: {row, place, text, image: {file, name, url} or null}. `place` is the number that is shown.
   filled() {
     const items = this.#rows.map((row, index) => ({ row, place: index + 1, text: row.text.value, image: row.image }));
     return items.filter(({ text, image }) => text || image);
   }
 
-  // The number shown at a row; null once it has been removed.
+  // The number that is shown at a row, null once the row is removed.
   placeOf(row) {
     return this.#rows.indexOf(row) + 1 || null;
   }
@@ -39,7 +40,7 @@ export class Inputs {
     return row;
   }
 
-  // Rows without anything give way.
+  // Adds texts in place of the empty rows.
   addTexts(texts) {
     this.#rows.filter((row) => !row.text.value && !row.image).forEach((row) => this.#drop(row));
     texts.forEach((text) => this.addText(text));
@@ -56,7 +57,7 @@ export class Inputs {
     this.#update();
   }
 
-  // Into this row, where it is fused with the row's text; further images become rows of their own.
+  // Puts the first image into `row`, to be fused with its text; further images become new rows.
   addImagesTo(row, files) {
     const [first, ...rest] = this.#imagesOf(files);
     if (first) this.#setImage(row, first);
@@ -111,7 +112,7 @@ export class Inputs {
     row.element.remove();
   }
 
-  // The focus goes to what takes its place.
+  // Removes a row, and moves the focus to the one that takes its place.
   #removeByHand(row) {
     const index = this.#rows.indexOf(row);
     this.#drop(row);
@@ -128,7 +129,7 @@ export class Inputs {
     return images;
   }
 
-  // The object URL lives as long as the page: a result shows it after its row has gone.
+  // The object URL is never revoked, since a result shows it after its row is removed.
   #setImage(row, file) {
     row.image = { file, name: this.#freeName(file), url: URL.createObjectURL(file) };
     this.showError(row, "");
@@ -152,7 +153,7 @@ export class Inputs {
     this.#update();
   }
 
-  // The code reads files by their names: another file of the same name gets one of its own.
+  // A name that no other file has, since the code that is shown reads files by name.
   #freeName(file) {
     const others = this.#rows.map((row) => row.image).filter((image) => image && !isSame(image.file, file));
     const taken = new Set(others.map((image) => image.name));
@@ -181,7 +182,7 @@ function isSame(one, other) {
   return one === other || (one.name === other.name && one.size === other.size && one.lastModified === other.lastModified);
 }
 
-// The file's bytes in base64.
+// Reads a file as base64.
 export function readBase64(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();

@@ -1,6 +1,6 @@
-// Prometheus' text, and what changed between two readings of it. It knows neither the page nor the service's metrics by name.
+// Parses Prometheus' text format, and computes what changed between readings. It knows neither the page nor any metric's name.
 
-// One reading: numbers by name and labels. `time` is in seconds, on any clock that only goes forward.
+// One reading: numbers by name and labels. `time` is in seconds of a monotonic clock.
 export class Reading {
   #samples = new Map();
 
@@ -19,7 +19,7 @@ export class Reading {
     return this.#samples.has(name);
   }
 
-  // The sum over all samples with these labels; 0 where there are none yet.
+  // The sum of all samples with these labels, 0 if there are none.
   total(name, labels = {}) {
     const wanted = Object.entries(labels);
     const samples = (this.#samples.get(name) ?? []).filter((sample) => wanted.every(([key, value]) => sample.labels[key] === value));
@@ -30,13 +30,13 @@ export class Reading {
     return (this.#samples.get(name) ?? []).map(({ labels }) => labels[label]);
   }
 
-  // [upper bound, count up to it], in order, the last bound infinite
+  // A histogram's buckets as [upper bound, count up to it], in order; the last bound is infinite.
   buckets(name) {
     const samples = this.#samples.get(`${name}_bucket`) ?? [];
     return samples.map(({ labels, value }) => [numberIn(labels.le), value]).sort((a, b) => a[0] - b[0]);
   }
 
-  // Counters of another process start again from zero; most tell by a `_created` of their own.
+  // Whether the service was restarted since an earlier reading: a counter is smaller, or was created at another time.
   isRestartOf(earlier) {
     return [...this.#samples.keys()].some((name) => {
       if (!earlier.has(name)) return false;
@@ -56,7 +56,7 @@ function numberIn(text) {
   return Number(text.replace(/^([+-]?)Inf$/, "$1Infinity"));
 }
 
-// The readings of the last `span` seconds. Rates and the like are over the last `window` of them.
+// The readings of the last `span` seconds. Rates, means and quantiles are over the last `window` seconds.
 export class History {
   #readings = [];
 
@@ -69,7 +69,7 @@ export class History {
     return this.#readings.at(-1)?.reading ?? null;
   }
 
-  // Whether the service has been started anew since the last reading.
+  // Adds a reading. Returns whether the service was restarted since the last one.
   add(reading) {
     const restarted = this.last !== null && reading.isRestartOf(this.last);
     const life = (this.#readings.at(-1)?.life ?? 0) + (restarted ? 1 : 0);
@@ -78,27 +78,27 @@ export class History {
     return restarted;
   }
 
-  // How much a counter has grown within the last `seconds`; of each life of the service what was seen of it.
+  // How much a counter has grown within the last `seconds`, added up over restarts of the service.
   grown(name, labels = {}, seconds = this.span) {
     const lives = Map.groupBy(this.#within(seconds), ({ life }) => life).values();
     const growth = (life) => life.at(-1).reading.total(name, labels) - life[0].reading.total(name, labels);
     return [...lives].reduce((sum, life) => sum + growth(life), 0);
   }
 
-  // A second. Null until there are two readings in the window.
+  // How much a counter grows a second; null until the window has two readings.
   rate(name, labels = {}) {
     const pair = this.#pair();
     return pair && (pair.last.total(name, labels) - pair.first.total(name, labels)) / (pair.last.time - pair.first.time);
   }
 
-  // Of what a histogram observed in the window. Null where it observed nothing.
+  // The mean of a histogram's observations in the window, null if there are none.
   mean(name) {
     const pair = this.#pair();
     const growth = (part) => pair.last.total(`${name}_${part}`) - pair.first.total(`${name}_${part}`);
     return pair && growth("count") > 0 ? growth("sum") / growth("count") : null;
   }
 
-  // As Prometheus' histogram_quantile: even within a bucket, and at most the last finite bound.
+  // Like Prometheus' histogram_quantile: interpolates within a bucket, and returns the last finite bound at most.
   quantile(share, name) {
     const pair = this.#pair();
     if (!pair) return null;
@@ -112,7 +112,7 @@ export class History {
     return high === Infinity ? low : low + ((high - low) * (rank - below)) / (upTo - below);
   }
 
-  // [upper bound, observations in that bucket alone] within the span
+  // A histogram's observations within the span, by bucket: [upper bound, observations in that bucket alone].
   spread(name) {
     const bounds = this.last ? this.last.buckets(name).map(([bound]) => bound) : [];
     const text = (bound) => this.last.labelled(`${name}_bucket`, "le").find((le) => numberIn(le) === bound);
@@ -126,7 +126,7 @@ export class History {
 
   #pair() {
     const { life } = this.#readings.at(-1) ?? {};
-    // Half a second more: readings come a little late.
+    // Readings come a little late, hence half a second more.
     const readings = this.#readings.length ? this.#within(this.window + 0.5).filter((one) => one.life === life) : [];
     return readings.length < 2 ? null : { first: readings[0].reading, last: readings.at(-1).reading };
   }

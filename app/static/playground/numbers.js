@@ -1,9 +1,9 @@
-// Numbers as they are shown.
+// Formats numbers to be shown.
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 
-// 0, 0.42, 4.2, 42, 4,200, 42K
+// Formats a count: 0, 0.42, 4.2, 42, 4,200, 42K.
 export function count(value) {
   if (value == null) return "–";
   if (value >= 10_000) return short.format(value);
@@ -13,7 +13,7 @@ export function count(value) {
 
 export const integer = (value) => whole.format(value);
 
-// Seconds: 0.8 ms, 42 ms, 1.3 s
+// Formats seconds: 0.8 ms, 42 ms, 1.3 s.
 export function seconds(value) {
   if (value == null) return "–";
   const ms = value * 1000;
@@ -28,7 +28,7 @@ export function bytes(value) {
   return `${value} bytes`;
 }
 
-// A cosine, with a true minus and no negative zero.
+// Formats a cosine, with a minus sign instead of a hyphen, and without a negative zero.
 export function cosine(value, digits = 2) {
   const text = value.toFixed(digits);
   return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");

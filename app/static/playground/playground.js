@@ -1,4 +1,4 @@
-// The playground: what is tried, and what is watched. Here its parts meet.
+// The playground: puts its parts together, and sends the request.
 import { embed, get } from "./api.js";
 import { curl, itemOf, python } from "./code.js";
 import { byId, copy } from "../shared/dom.js";
@@ -21,9 +21,9 @@ const inputs = new Inputs(byId("inputs"), {
   chooseFor,
 });
 
-// The request, as the fields say
+// The request
 
-// Null for a field that is left empty. What is no whole number goes as it is: the API's own words say what is wrong.
+// The request's fields, null if empty. A number that is no integer is sent as it is: the API says what is wrong.
 function fields() {
   const dimensions = byId("dimensions");
   return {
@@ -47,7 +47,7 @@ function withoutNulls(object) {
 
 const key = () => byId("key").value.trim();
 
-// Sending it
+// Sending
 
 async function send() {
   if (running || !isReady()) return;
@@ -89,7 +89,8 @@ async function toItem({ row, text, image }) {
   return itemOf(text, data);
 }
 
-// The seconds have an element of their own: a screen reader is not to count them.
+// Shows that a request is under way; returns a function that ends it. The seconds have their own element, so that a screen reader
+// does not read each of them out.
 function showProgress() {
   const started = performance.now();
   const timer = setInterval(() => { byId("elapsed").textContent = `${Math.floor((performance.now() - started) / 1000)} s`; }, 1000);
@@ -104,13 +105,13 @@ function showProgress() {
   };
 }
 
-// Around it
+// The rest of the page
 
 function showAge() {
   markOld(answered !== null && !isSame(answered, request()));
 }
 
-// A button that is truly disabled would lose the focus.
+// Shows whether a request can be sent. The button is only marked as disabled, since a disabled one would lose the focus.
 function showReadiness() {
   byId("embed").setAttribute("aria-disabled", String(Boolean(running) || !isReady()));
   const words = { loading: "The model is loading. This page is ready when it is.", unreachable: "The server cannot be reached." };
@@ -130,7 +131,7 @@ function showCode() {
   byId("code-hint").textContent = files + needs + (needsKey ? "The key is taken from the environment: API_KEY." : "");
 }
 
-// Whether there are keys at all is in the document. It may be another after a restart.
+// Asks the OpenAPI document whether the service needs a key, which may change with a restart.
 async function askForKey() {
   try {
     wantKey(Boolean((await (await get("/openapi.json")).json()).components.securitySchemes));

@@ -1,4 +1,4 @@
-// Calls `look` again and again while the page is in view; each call says after how many milliseconds, from its start, the next is due.
+// Calls `look` repeatedly while the page is visible. It returns after how many milliseconds from its start to call it again.
 export async function poll(look) {
   for (;;) {
     if (document.hidden) await seen();

@@ -1,10 +1,10 @@
-// Errors, where they belong: at an input, at a field, or below the button.
+// Shows errors at the input or the field that they are about, else below the button.
 import { ApiError } from "./api.js";
 import { byId } from "../shared/dom.js";
 
 export const FIELDS = ["key", "instruction", "dimensions"];
 
-// `items` are those of the request, in its order: the API names one of them by its place.
+// Shows an error of a request. `items` are its items, in order, since the API names one by its index.
 export function explain(error, items, inputs) {
   if (error.row) {
     inputs.showError(error.row, error.message);
@@ -39,7 +39,7 @@ function sentence(text) {
   return /[.!?]$/.test(text) ? text : `${text}.`;
 }
 
-// What is wrong with none of them, or with the whole.
+// Shows an error below the button.
 export function problem(message) {
   byId("problem").textContent = message;
 }

@@ -1,4 +1,4 @@
-// What a reply says: the matrix, its words, its figures, and where the time went.
+// Shows a reply: the matrix, a summary in words, figures, and where the time went.
 import { byId, el } from "../shared/dom.js";
 import { cosines, extremes, heatmap } from "./heatmap.js";
 import { cosine, integer, plural, seconds } from "./numbers.js";
@@ -19,12 +19,12 @@ export function showResult(items, reply) {
   byId("result").scrollIntoView({ block: "nearest" });
 }
 
-// Whether the inputs have been edited since.
+// Shows whether the inputs have changed since the reply.
 export function markOld(isOld) {
   byId("old").hidden = !isOld;
 }
 
-// Also after another choice of colours, or of the theme.
+// Draws the matrix, again whenever the scale of colours or the theme changes.
 export function draw() {
   if (!shown) return;
   const { items, matrix } = shown;
@@ -60,7 +60,7 @@ function figure(name, value, note, kind = "") {
   return el("div", {}, el("dt", {}, name), el("dd", { class: `value ${kind}` }, value), el("dd", { class: "hint" }, note));
 }
 
-// Where the round trip went. Of several inputs the slowest in each stage counts, so that the stages may be more than the whole.
+// Where the round trip's time went. Each stage is that of its slowest input, so the stages may add up to more than the whole.
 function timing({ timings, milliseconds }) {
   const stages = STAGES.filter(([key]) => key in timings).map(([key, name]) => ({ key, name, ms: timings[key] }));
   if (!stages.length) return [];

@@ -1,4 +1,4 @@
-// What state the service is in, asked again and again.
+// Polls the state of the service.
 import { byId } from "../shared/dom.js";
 import { get } from "./api.js";
 import { integer } from "./numbers.js";
@@ -12,19 +12,19 @@ const WORDS = {
   unreachable: "Unreachable",
   unknown: "State not shown here",
 };
-// Until it is asked again. A proxy that closes the state is asked seldom.
+// Pauses between polls, by state. It is "unknown" behind a proxy that does not pass /health on, which is then polled seldom.
 const PAUSES_MS = { ok: 5000, unknown: 15000 };
 const SOON_MS = 1000;
 
-// The last that is known: `state`, and /health's body.
+// The last known state, and the body of /health.
 export const service = { state: null, health: {} };
 
-// Whether a request has a chance. Where a proxy closes /health, it may.
+// Whether a request may succeed. Behind a proxy that does not pass /health on, it may.
 export const isReady = () => service.state === "ok" || service.state === "unknown";
 
 let isKnown = false;
 
-// Calls `changed(isFirst)` when there is news.
+// Calls `changed(isFirst)` when the state changes.
 export function follow(changed) {
   poll(async () => {
     await ask(changed);
@@ -32,12 +32,12 @@ export function follow(changed) {
   });
 }
 
-// A service that has come back as quickly as that may be another one: with the next state its details are asked for too.
+// Has the next poll ask for the details too, since a service that was restarted between two polls may be another one.
 export function askAgain() {
   isKnown = false;
 }
 
-// /health/live is 200 while the model loads; the rest is asked for when that says something new.
+// Asks /health/live, which answers while the model loads too; and /health for the details, if the state is new.
 async function ask(changed) {
   const state = await liveState();
   const isFirst = service.state === null;

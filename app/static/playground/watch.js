@@ -1,4 +1,4 @@
-// The half that is watched: /metrics once a second while the page is in view, drawn over the last two minutes.
+// The charts: reads /metrics once a second while the page is visible, and draws the last two minutes.
 import { BarChart, LineChart } from "./chart.js";
 import { byId, el } from "../shared/dom.js";
 import { get } from "./api.js";
@@ -9,12 +9,12 @@ import { poll } from "./poll.js";
 const SPAN_S = 120;
 const WINDOW_S = 5;
 const EVERY_MS = 1000;
-// A proxy that closes /metrics is asked seldom.
+// Behind a proxy that does not pass /metrics on, it is read seldom.
 const CLOSED_MS = 15000;
 
 const history = new History(SPAN_S, WINDOW_S);
 let points = [];
-let inHand = null; // seconds before now
+let inHand = null; // the time that is pointed at, in seconds before now
 
 const percent = (value) => (value === null ? "–" : `${Math.round(100 * value)} %`);
 const clock = () => performance.now() / 1000;
@@ -39,7 +39,7 @@ const CHARTS = [
   { name: "Batch size", unit: "inputs, mean", least: 2, format: count, series: { "": () => history.mean("embedding_batch_size") } },
   {
     name: "Device busy", least: 1, format: percent,
-    // A batch counts when it ends, so that a long one may seem more than all of the window.
+    // A batch counts when it ends, so a long one may count for more than the window.
     series: { "": () => busy(history.rate("embedding_batch_seconds_sum")) },
   },
 ];
@@ -53,14 +53,14 @@ const charts = CHARTS.map(({ series, ...rest }, place) => new LineChart({
 }));
 const sizes = new BarChart({ name: "Batch sizes", unit: "batches of up to so many inputs, last 2 minutes" });
 
-// `restarted()` is called when the counters began again.
+// Starts watching. `restarted()` is called when the counters have begun again.
 export function watch(restarted) {
   byId("tiles").append(...charts.map((chart) => chart.element), sizes.element);
   say("", "Asking…");
   poll(() => read(restarted));
 }
 
-// Reads once, draws, and says after how many milliseconds to read again.
+// Reads and draws once. Returns after how many milliseconds to read again.
 async function read(restarted) {
   let response, text;
   try {

@@ -1,11 +1,12 @@
-// What every page makes its elements with. Text is only ever put in as text.
+// Makes the elements of every page. Text is only put in as text.
 
-// el("p", { class: "quiet", onclick: f }, "text", element, [more]): nothing for a child that is null; no attribute for false.
+// Makes an element: el("p", { class: "quiet", onclick: f }, "text", element, [more]). Children that are null are left out, and so
+// are attributes that are null or false.
 export function el(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
 
-// The same in SVG.
+// Makes an element of SVG.
 export function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 }
@@ -21,21 +22,21 @@ function fill(element, attributes, children) {
 
 export const byId = (id) => document.getElementById(id);
 
-// Where the service is, also behind a proxy that puts it below a path.
+// The service's URL, also behind a proxy that serves it below a path.
 export const BASE = new URL(".", location.href).href.replace(/\/$/, "");
 
-// The theme that is shown: see theme.js.
+// Whether the theme that is shown is dark: see theme.js.
 export function isDark() {
   const { theme } = document.documentElement.dataset;
   return theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
-// A word for a shell: in single quotes where it needs them.
+// Quotes a word for a shell, if it needs quotes.
 export function quoted(text) {
   return /^[\w:/.%-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 
-// Copies, and says so on the button. Pages from plain http have no clipboard; the older way, by a selection, works for them.
+// Copies a text, and says so on the button. Pages over plain HTTP have no clipboard, so a selection is copied instead.
 export async function copy(text, button) {
   const label = button.dataset.label ??= button.textContent;
   let copied;

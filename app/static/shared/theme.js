@@ -1,11 +1,11 @@
-// The theme: the system's, or the one chosen here, which this browser keeps. Runs before the page is drawn, so that none flashes.
+// The theme: the system's, or the one chosen here, which the browser stores. Runs before the page is drawn, to avoid a flash.
 "use strict";
 
 (() => {
   const root = document.documentElement;
   const choices = { auto: "Auto", light: "Light", dark: "Dark" };
 
-  // Storage may be closed to the page.
+  // The browser may deny the page its storage.
   function kept() {
     try {
       return localStorage.getItem("theme");
@@ -20,7 +20,7 @@
     try {
       localStorage.setItem("theme", theme);
     } catch {
-      // It holds until the page is left.
+      // The choice lasts until the page is left.
     }
     dispatchEvent(new Event("themechange"));
   }

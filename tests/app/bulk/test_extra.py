@@ -1,4 +1,4 @@
-"""The extra `bulk`: `embed` without it ends with one line, and the server never needs it."""
+"""The extra `bulk`: without it `embed` ends with one line, and the server starts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.support.paths import CHECKPOINT, ROOT
 
 
 def path_without(libraries: tuple[str, ...], folder: Path) -> str:
-    """A PYTHONPATH on which `import` of each library fails, as it does if that is not installed."""
+    """Return a PYTHONPATH with which importing each library fails as if it were not installed."""
     (folder / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({libraries}))\n")
     return f"{folder}{os.pathsep}{ROOT}"
 
 
 @pytest.mark.parametrize("missing", [("pyarrow",), ("tqdm",), ("pyarrow", "tqdm")], ids=" and ".join)
 def test_extra_that_is_missing_is_named_in_one_line(missing: tuple[str, ...], tmp_path: Path) -> None:
-    """Before anything else is looked at: neither the input nor the settings are right."""
+    """It comes before anything else is checked: the input is missing, and the settings are wrong."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": path_without(missing, tmp_path), "PORT": "none"}
     command = [sys.executable, "-m", "app", "embed", "none.jsonl", "out.npy"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
@@ -33,9 +33,9 @@ def test_extra_that_is_missing_is_named_in_one_line(missing: tuple[str, ...], tm
 
 
 def test_extra_that_is_missing_does_not_keep_the_server_from_serving(tmp_path: Path) -> None:
-    """With tqdm, which huggingface_hub and transformers bring along."""
+    """tqdm is there, since huggingface_hub and transformers depend on it."""
     environment = {"PYTHONPATH": path_without(("pyarrow",), tmp_path), "MODEL_PATH": str(CHECKPOINT), "DEVICE": "cpu"}
-    with process("app", **environment) as running:
+    with process("app", fresh=True, **environment) as running:
         running.until_status("ok")
         assert running.request("/v1/embeddings", {"input": "a"})[0] == 200
 
