@@ -134,7 +134,11 @@ def test_what_is_copied_is_enough_to_install_the_service(context: Path, tmp_path
     with process("app", PYTHONPATH=str(tmp_path / "installed"), MODEL_PATH=checkpoint, DEVICE="cpu", **PYTHON) as running:
         running.until_status("ok")
         assert running.request("/v1/embeddings", {"input": "a"})[0] == 200
-        run(sys.executable, "-c", f"import urllib.request as u; u.urlopen('http://127.0.0.1:{running.port()}/assets/docs/docs.js')")
+        run(
+            sys.executable,
+            "-c",
+            f"import urllib.request as u; u.urlopen('http://127.0.0.1:{running.port()}/assets/docs/docs.js')",
+        )
         running.popen.terminate()
         assert running.wait() == 0
 
