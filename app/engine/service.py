@@ -24,9 +24,9 @@ from app.engine.threads import run_on
 from app.errors import spec_for
 from models.base import Description, PreparedInput
 from models.vectors import to_dimension
-from scheduler.entry import Vector
 from scheduler.errors import DeadlineExceeded
 from scheduler.scheduler import Scheduler
+from scheduler.work import Vector
 
 T = TypeVar("T")
 

@@ -277,7 +277,7 @@ async def test_what_a_request_holds_follows_its_body_its_images_and_its_inputs(s
             await asyncio.sleep(0.005)
         assert memory.held > 2 * len(text)
         model.may_go_on.set()
-        while client.app[SCHEDULER]._reserved or not client.app[SCHEDULER].queue_depth:
+        while not len(client.app[SCHEDULER]._queue):
             await asyncio.sleep(0.005)
         # Two texts of 5,000 characters and as many tokens, of eight bytes each.
         assert 10_000 + 80_000 < memory.held < 10_000 + 80_000 + 2000

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from app.http.keys import LIFECYCLE, SCHEDULER
+from app.http.keys import SCHEDULER
 from models.base import EmbeddingInput
 from models.vectors import to_dimension
 from tests.conftest import Client, Serve, until
@@ -589,7 +589,7 @@ async def test_a_batch_too_large_for_the_device_is_halved(serve: Serve) -> None:
 # Inputs that are alike
 
 
-async def test_identical_requests_at_once_are_computed_once(serve: Serve) -> None:
+async def test_single_flight_computes_identical_requests_once(serve: Serve) -> None:
     fake = FakeModel(gate=threading.Event())
     client = await serve(fake)
     scheduler = client.app[SCHEDULER]
@@ -597,8 +597,9 @@ async def test_identical_requests_at_once_are_computed_once(serve: Serve) -> Non
     requests = [asyncio.create_task(embed(client, body)) for _ in range(20)]
     assert fake.gate is not None
     try:
-        # None of them waits for the device any more: those that came late have joined what it runs.
-        await until(lambda: client.app[LIFECYCLE].in_flight == 20 and scheduler.queue_depth == scheduler._queue.joined)
+        # Both inputs are on the device, and all of the requests wait for these.
+        works = scheduler._in_flight._works.values()
+        await until(lambda: sum(len(work.waiters) for work in works if work.taken) == 60)
     finally:
         fake.gate.set()
     replies = await asyncio.gather(*requests)
@@ -611,7 +612,7 @@ async def test_identical_requests_at_once_are_computed_once(serve: Serve) -> Non
     assert replies[0]["usage"]["total_tokens"] == 2 * 12 + 22
 
 
-async def test_twins_may_ask_for_different_dimensions(client: Client, fake: FakeModel) -> None:
+async def test_single_flight_lets_each_ask_for_dimensions_of_its_own(client: Client, fake: FakeModel) -> None:
     bodies = [{"input": "the same", "dimensions": dimensions} for dimensions in (4, 8, 16)]
     for reply, body in zip(await asyncio.gather(*(embed(client, body) for body in bodies)), bodies, strict=True):
         wanted = to_dimension(fake.vector("the same")[None], body["dimensions"])[0]

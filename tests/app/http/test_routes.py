@@ -436,7 +436,7 @@ async def test_metrics_of_what_is_dropped(serve: Serve, clock: Clock) -> None:
         await depth(1)
         late = asyncio.create_task(client.embed({"input": ["a", "b"]}, headers={"X-Request-Timeout": "30"}))
         await depth(3)
-        await until(lambda: not scheduler._reserved)
+        await until(lambda: len(scheduler._queue) == 3)
         clock.advance(31)
         assert (await late)[0] == 504
         leaving = asyncio.create_task(client.embed({"input": ["a", "b", "c"]}))
