@@ -15,7 +15,7 @@ from PIL import Image
 from app.http.keys import SCHEDULER
 from models.base import EmbeddingInput
 from models.vectors import to_dimension
-from tests.conftest import Client, Serve, until
+from tests.conftest import Client, Clock, Serve, until
 from tests.support.fakes import FakeModel, vector_of
 from tests.support.hosts import base64_of, data_uri, image_host, picture, png
 
@@ -474,16 +474,20 @@ async def test_images_at_fault(serve: Serve, image: str, changes: dict[str, Any]
     assert word in error["message"]
 
 
-async def test_image_urls_at_fault(serve: Serve, fake: FakeModel) -> None:
+async def test_image_urls_at_fault(serve: Serve, fake: FakeModel, clock: Clock) -> None:
     async with image_host(cat=png(CAT), empty=b"", page=b"<html>") as host:
-        client = await serve(fake, image_url_allowed_hosts=frozenset({host.host}), image_fetch_timeout_s=0.3)
+        client = await serve(fake, image_url_allowed_hosts=frozenset({host.host}), image_fetch_timeout_s=40)
         for path in ("/missing.png?secret=1", "/empty.png", "/page.png"):
             error = await refused(client, {"input": {"type": "image_url", "image_url": {"url": host.url(path)}}})
             assert (error["type"], error["param"]) == ("invalid_request_error", "input.image_url")
             assert "secret" not in error["message"]
             assert "404" not in error["message"]
         host.hold = asyncio.Event()
-        assert "0.3" in (await refused(client, {"input": {"image": host.url("/cat.png")}}))["message"]
+        host.asked.clear()
+        waiting = asyncio.create_task(refused(client, {"input": {"image": host.url("/cat.png")}}))
+        await until(lambda: host.asked)
+        clock.advance(41)
+        assert "within 40 seconds" in (await waiting)["message"]
         host.hold.set()
     assert fake.embedded == 0
 
