@@ -415,9 +415,17 @@ def test_refused_item(value: Any, param: str, phrase: str) -> None:
     assert (request.items[0], request.items[2]) == (item("a", param="input[0]"), item("c", param="input[2]"))
 
 
-@pytest.mark.parametrize(("value", "param", "phrase"), [row for row in ITEMS if not isinstance(row[0], list)])
+@pytest.mark.parametrize(
+    ("value", "param", "phrase"),
+    [
+        (True, "input", "must be a string, an object, or a list of messages"),
+        ({"type": "text", "text": "a", "data": "b"}, "input", TWO),
+        ({"type": "image", "data": "?"}, "input.data", NO_BASE64),
+    ],
+)
 def test_refused_item_alone(value: Any, param: str, phrase: str) -> None:
-    refused({"input": value}, param.replace("@", "input"), phrase)
+    """A fault of an input that is not in a list has its place; the faults are those of test_refused_item."""
+    refused({"input": value}, param, phrase)
 
 
 @pytest.mark.parametrize(("messages", "param", "phrase"), CONVERSATIONS)
