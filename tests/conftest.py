@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from models.base import LoadedModel
 from scheduler.scheduler import State
 from tests.support import forkserver, recorded
 from tests.support.fakes import FakeModel
+from tests.support.hosts import Process, process
+from tests.support.paths import CHECKPOINT
 
 # By default a property may take 200 ms: so may a machine that is busy with something else.
 hypothesis.settings.register_profile("any-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -141,6 +144,16 @@ async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
         await asyncio.sleep(0.005)
 
 
+@pytest.fixture(scope="session")
+def real_server() -> Iterator[Process]:
+    """`python -m app` on the miniature checkpoint, ready, with the key KEY: one for all tests that only ask it."""
+    with process("app", API_KEY=f"test:{KEY}", MODEL_PATH=str(CHECKPOINT), DEVICE="cpu") as running:
+        running.until_status("ok")
+        yield running
+        running.popen.terminate()
+        assert running.wait() == 0
+
+
 @pytest.fixture
 def fake() -> FakeModel:
     return FakeModel()
@@ -159,6 +172,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """One fork server for the run: this process's, or that of the process whose worker this is."""
+    # What is imported stays: the collector does not look at it, neither while it comes nor in tests that ask for a collection.
+    gc.disable()
     recorded.SENTENCE_TRANSFORMERS.source = config.getoption("--library")
     config.add_cleanup(recorded.SENTENCE_TRANSFORMERS.save)
     if (given := getattr(config, "workerinput", None)) is not None:
@@ -167,6 +182,12 @@ def pytest_configure(config: pytest.Config) -> None:
     server = forkserver.ForkServer()
     forkserver.find_server = server.address
     config.add_cleanup(server.close)
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,8 +47,9 @@ _LONGEST_REQUEST = 1 << 20
 
 
 def clean_environment() -> dict[str, str]:
-    """Nothing of this environment but what Python needs to find our code; the network is not asked for checkpoints."""
-    return {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    """Nothing of this environment but what Python needs to find our code. The network is not asked for checkpoints, and a program
+    computes on one core: several run side by side."""
+    return {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 class ForkServer:
@@ -98,24 +99,28 @@ find_server: Callable[[], str] | None = None
 
 def takes(environment: Mapping[str, str]) -> bool:
     """Whether there is a server, and what it forks sees this environment as a fresh program would."""
-    own = clean_environment()
-    at_import = {name: value for name, value in environment.items() if name.startswith(_READ_AT_IMPORT)}
-    return find_server is not None and all(own.get(name) == value for name, value in at_import.items())
+    own, other = (
+        {name: value for name, value in each.items() if name.startswith(_READ_AT_IMPORT)}
+        for each in (clean_environment(), environment)
+    )
+    return find_server is not None and own == other
 
 
 class Forked:
     """A program that the server has forked, as subprocess.Popen has it. Raises RuntimeError if the server has ended."""
 
-    def __init__(self, module: str, arguments: list[str], folder: Path, environment: Mapping[str, str], output: Path) -> None:
-        """`python -m module arguments` in a folder, with this environment alone; what it prints goes to the file `output`."""
+    def __init__(
+        self, module: str, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], stdout: Path, stderr: Path
+    ) -> None:
+        """`python -m module arguments` in a folder, with this environment alone. What it prints goes to files that are there."""
         self.args = [module, *arguments]
         self.returncode: int | None = None
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         assert find_server is not None
         self._connection.connect(find_server())
         request = {
-            "module": module, "arguments": arguments, "folder": str(folder), "environment": dict(environment),
-            "output": str(output),
+            "module": module, "arguments": list(arguments), "folder": str(folder), "environment": dict(environment),
+            "stdout": str(stdout), "stderr": str(stderr),
         }  # fmt: skip
         self._connection.send(json.dumps(request).encode())
         self.pid = self._receive()
@@ -155,6 +160,25 @@ class Forked:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def run(
+    module: str, *arguments: str, folder: Path, environment: Mapping[str, str], timeout: float = 100.0
+) -> subprocess.CompletedProcess[str]:
+    """`python -m module arguments` to its end, as subprocess.run has it: forked, if `takes(environment)`."""
+    command = [sys.executable, "-m", module, *arguments]
+    if not takes(environment):
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
+    with tempfile.TemporaryDirectory() as outputs:
+        stdout, stderr = Path(outputs, "stdout"), Path(outputs, "stderr")
+        stdout.touch()
+        stderr.touch()
+        forked = Forked(module, arguments, folder, environment, stdout, stderr)
+        try:
+            code = forked.wait(timeout)
+        finally:
+            forked.kill()
+        return subprocess.CompletedProcess(command, code, stdout.read_text(), stderr.read_text())
 
 
 # The server's side
@@ -212,12 +236,10 @@ def _become(request: dict[str, Any]) -> NoReturn:
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])
-        nothing, output = os.open(os.devnull, os.O_RDONLY), os.open(request["output"], os.O_WRONLY | os.O_APPEND)
-        os.dup2(nothing, 0)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.close(nothing)
-        os.close(output)
+        for target, path in enumerate((os.devnull, request["stdout"], request["stderr"])):
+            opened = os.open(path, os.O_RDWR | os.O_APPEND)
+            os.dup2(opened, target)
+            os.close(opened)
         sys.path[0] = request["folder"]
         sys.argv = [request["module"], *request["arguments"]]
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
@@ -240,6 +262,9 @@ def main() -> None:
     tame_threads()
     for name in PRELOADED:
         import_module(name)
+    # A warm-up that measures less: how fast this machine is matters to no test.
+    rates = import_module("models.rates")
+    rates.ENOUGH_SECONDS = 0.03  # type: ignore[attr-defined]
     # A program's own collections neither look at what lies here nor, by that, copy its pages.
     gc.collect()
     gc.freeze()

@@ -185,7 +185,7 @@ class Process:
         environment = forkserver.clean_environment() | {"HOME": str(folder)} | environment
         self.popen: subprocess.Popen[bytes] | forkserver.Forked
         if not fresh and forkserver.takes(environment):
-            self.popen = forkserver.Forked(module, [], folder, environment, self.stderr_file)
+            self.popen = forkserver.Forked(module, [], folder, environment, self.stderr_file, self.stderr_file)
             return
         with self.stderr_file.open("wb") as stderr:
             self.popen = subprocess.Popen(

@@ -41,7 +41,7 @@ class Recording:
         if self._kept is None:
             with np.load(self._file) as kept:
                 self._kept = dict(kept)
-        assert key in self._kept, f"{self._file.name} has no answer to this: `make record` asks the library anew"
+        assert key in self._kept, f"{self._file.name} has no answer to this: `make recording` asks the library anew"
         recorded = self._kept[key]
         if self.source == "live":
             answer = np.asarray(ask())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,8 @@ from models.checkpoints.demo import (
     DemoShape,
     write_demo_checkpoint,
 )
-from tests.support.paths import CHECKPOINT, ROOT
+from tests.support import forkserver
+from tests.support.paths import CHECKPOINT
 
 TEXTS = [
     "", "hello world", "a dog runs on the beach", "a cat sits on the mat", "where is the nearest station?", "一只狗在海边跑步",
@@ -247,8 +246,9 @@ def test_shapes_tiny_and_other_are_unlike(folders: dict[str, Path]) -> None:
 
 
 def test_seed_gives_the_same_bytes_in_another_process(tiny: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "models.checkpoints.demo", str(tmp_path / "again")]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    environment = forkserver.clean_environment()
+    finished = forkserver.run("models.checkpoints.demo", str(tmp_path / "again"), folder=tmp_path, environment=environment)
+    assert finished.returncode == 0, finished.stderr
     assert "random" in finished.stdout and "no meaning" in finished.stdout and not finished.stderr
     for file in tiny.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name

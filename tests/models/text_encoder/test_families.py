@@ -35,6 +35,8 @@ from tests.support.text_checkpoints import (
 )
 from tests.support.text_oracle import SAME, TEXTS, embed, library, library_ids, load, oracle, same
 
+pytestmark = pytest.mark.recorded
+
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:

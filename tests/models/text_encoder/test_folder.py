@@ -20,6 +20,8 @@ from models.text_encoder.folder import Folder
 from tests.support.text_checkpoints import FAMILIES, WIDTH, config_of, dense, model_of, tokenizer_of, write_checkpoint, write_json
 from tests.support.text_oracle import TEXTS, embed, load, oracle, same
 
+pytestmark = pytest.mark.recorded
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:

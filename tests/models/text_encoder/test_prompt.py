@@ -16,6 +16,8 @@ from models.text_encoder.prompt import Fitted, Prompt, TextTokenizer, instruct, 
 from tests.support.text_checkpoints import CORPUS, FAMILIES, tokenizer_of, write_checkpoint
 from tests.support.text_oracle import library_ids, load
 
+pytestmark = pytest.mark.recorded
+
 
 @pytest.fixture(params=FAMILIES)
 def stock(request: pytest.FixtureRequest) -> Any:

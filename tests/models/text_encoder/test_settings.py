@@ -14,6 +14,8 @@ from tests.support.oracle import cosines
 from tests.support.text_checkpoints import WIDTH, dense, write_checkpoint, write_json
 from tests.support.text_oracle import TEXTS, embed, library, library_limit, load, oracle, same
 
+pytestmark = pytest.mark.recorded
+
 LONG = ["the river runs through the old town and then out to sea " * n for n in (1, 12, 400)]
 TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 
