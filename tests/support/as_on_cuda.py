@@ -55,8 +55,8 @@ def load_as_on_cuda(path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def forward_of(model: Any) -> DecoderForward:
-    assert isinstance(model._forward, DecoderForward)
-    return model._forward
+    assert isinstance(model.model._forward, DecoderForward)
+    return model.model._forward
 
 
 def prepare(model: Any, *items: tuple[Any, ...]) -> list[PreparedInput]:

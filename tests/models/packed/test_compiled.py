@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from models.packed import compiled, decoder
 from tests.conformance.report import CHECKPOINT
-from tests.support.as_on_cuda import forward_of, load_as_on_cuda, prepare, samples
+from tests.support.as_on_cuda import few_graphs, forward_of, load_as_on_cuda, prepare, samples  # noqa: F401 - a fixture
 from tests.support.oracle import Rows
 
 pytestmark = pytest.mark.usefixtures("few_graphs")

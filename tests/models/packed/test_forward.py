@@ -11,7 +11,7 @@ import torch
 
 from models.packed.forward import DecoderForward
 from tests.conformance.report import CHECKPOINT
-from tests.support.as_on_cuda import Replayer, forward_of, load_as_on_cuda, prepare, samples
+from tests.support.as_on_cuda import Replayer, few_graphs, forward_of, load_as_on_cuda, prepare, samples  # noqa: F401 - a fixture
 from tests.support.oracle import cosines
 
 pytestmark = pytest.mark.usefixtures("few_graphs")

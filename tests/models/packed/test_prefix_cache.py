@@ -122,7 +122,7 @@ def test_a_prefix_really_is_one() -> None:
 
 def test_a_text_that_merges_with_the_templates_last_line_shares_less() -> None:
     """As a leading newline does where the tokenizer has a token for two of them; the reference tokenizer has none."""
-    tokenizer = load("float32")._tokenizer
+    tokenizer = load("float32").preparer._tokenizer
     prompt = tokenizer.prompt("Find duplicates!", ["dog"])
     ids = tokenizer.encode(prompt)
     length = tokenizer.prefix_length(prompt, ids)

@@ -371,7 +371,7 @@ def test_errors_of_the_device_carry_no_tensors(monkeypatch: pytest.MonkeyPatch, 
         def fail(batch: Sequence[PreparedInput], raised: Exception = raised) -> torch.Tensor:
             raise raised
 
-        monkeypatch.setattr(model, "_forward", fail)
+        monkeypatch.setattr(model.model, "_forward", fail)
         with pytest.raises(meant) as caught:
             model.embed([item])
         assert caught.value.__context__ is None
@@ -534,7 +534,8 @@ def test_pickled_weights_only_where_they_are_allowed(tmp_path: Path, mini: Embed
         load(path)
     pickled = load(path, allow_pickle=True)
     item = mini.prepare(EmbeddingInput(("a",)))
-    assert np.array_equal(pickled.embed([item]), mini.embed([item]))
+    # Not to the bit: where a weight lies in memory decides how a product rounds.
+    np.testing.assert_allclose(pickled.embed([item]), mini.embed([item]), atol=1e-6)
 
 
 def test_a_pickle_runs_no_code(tmp_path: Path) -> None:

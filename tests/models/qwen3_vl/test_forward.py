@@ -23,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("few_graphs")
 
 
 def forward_of(model: Qwen3VLEmbedding) -> PackedForward:
-    assert isinstance(model._forward, PackedForward)
-    return model._forward
+    assert isinstance(model.model._forward, PackedForward)
+    return model.model._forward
 
 
 @pytest.mark.parametrize("dtype", BARS)
@@ -89,7 +89,7 @@ def test_the_warm_up_optimizes_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) ->
                 allow_pickle=False,
             )
             note = lambda _, *, graphs, at=(device, compile): asked.append((*at, graphs))  # noqa: E731
-            monkeypatch.setattr(model._forward, "optimize", note)
-            monkeypatch.setattr(model, "_device", torch.device(device))
+            monkeypatch.setattr(model.model._forward, "optimize", note)
+            monkeypatch.setattr(model.model, "_device", torch.device(device))
             model.warm_up()
     assert asked == [("cuda", "auto", True), ("cuda", "layers", False)]

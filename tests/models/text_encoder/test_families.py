@@ -109,13 +109,13 @@ def test_many_times_over(model: EmbeddingModel, expected: Rows) -> None:
 
 def test_the_stock_forward_gives_the_same(path: Path, expected: Rows) -> None:
     reference = load(path, backend="reference")
-    assert isinstance(reference._forward, EncoderForward)  # type: ignore[attr-defined]
-    assert isinstance(reference._forward._states, PaddedStates)  # type: ignore[attr-defined]
+    assert isinstance(reference.model._forward, EncoderForward)  # type: ignore[attr-defined]
+    assert isinstance(reference.model._forward._states, PaddedStates)  # type: ignore[attr-defined]
     same(embed(reference, TEXTS * 3), np.tile(expected, (3, 1)))
 
 
 def test_every_family_is_packed(model: EmbeddingModel) -> None:
-    states = getattr(model._forward, "_states", None)  # type: ignore[attr-defined]
+    states = getattr(model.model._forward, "_states", None)  # type: ignore[attr-defined]
     assert not isinstance(states, PaddedStates)
 
 
@@ -138,9 +138,9 @@ def test_as_on_cuda(
     instruction, _ = prompt_of(family)
     model = load_as_on_cuda(path, dtype, monkeypatch)
     recorder = Replayer()
-    if isinstance(model._forward, DecoderForward):
-        model._forward.optimize(samples(model), compiler="eager", recorder=recorder)
-        monkeypatch.setattr(model._forward._graphs, "_eager_seconds", math.inf)
+    if isinstance(model.model._forward, DecoderForward):
+        model.model._forward.optimize(samples(model), compiler="eager", recorder=recorder)
+        monkeypatch.setattr(model.model._forward._graphs, "_eager_seconds", math.inf)
         recorder.replays = 0
     same(np.concatenate([embed(model, [text]) for text in TEXTS]), expected, bar)
     order = np.random.default_rng(0).permutation(len(TEXTS))
@@ -149,9 +149,9 @@ def test_as_on_cuda(
     if family == "qwen3":
         assert recorder.replays >= 8
         # Where no graph is taken the instruction's keys are.
-        model._forward._graphs = None
+        model.model._forward._graphs = None
         same(embed(model, TEXTS[:12], instruction), prompted, bar)
-        assert len(model._forward.prefixes) == 1
+        assert len(model.model._forward.prefixes) == 1
 
 
 def test_the_warm_up_of_a_decoder_optimizes_on_cuda_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,8 +162,8 @@ def test_the_warm_up_of_a_decoder_optimizes_on_cuda_alone(tmp_path: Path, monkey
         for compile in ("auto", "layers", "off"):
             model: Any = load(folder, compile=compile)
             note = lambda _, *, graphs, at=(device, compile): asked.append((*at, graphs))  # noqa: E731
-            monkeypatch.setattr(model._forward, "optimize", note)
-            monkeypatch.setattr(model, "_device", torch.device(device))
+            monkeypatch.setattr(model.model._forward, "optimize", note)
+            monkeypatch.setattr(model.model, "_device", torch.device(device))
             model.warm_up()
     assert asked == [("cuda", "auto", True), ("cuda", "layers", False)]
 
@@ -362,7 +362,7 @@ def test_qwen3_reads_an_instruction_as_its_model_card_says(tmp_path: Path, layou
     # More than once: an instruction that comes again is computed once.
     for _ in range(3):
         same(embed(model, texts, "Find music."), expected[1])
-    assert len(model._forward.prefixes) == 1  # type: ignore[attr-defined]
+    assert len(model.model._forward.prefixes) == 1  # type: ignore[attr-defined]
     mixed = [model.prepare(EmbeddingInput((text,), "Find music." if i % 2 else None)) for i, text in enumerate(texts)]
     same(model.embed(mixed), np.where(np.arange(len(texts))[:, None] % 2, expected[1], expected[0]))
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from models.base import EmbeddingInput, EmbeddingModel, InputTooLong, InvalidInput, ModelLoadError
+from models.base import EmbeddingInput, EmbeddingModel, InputTooLong, InvalidInput, ModelLoadError, PreparedInput, Refusal
 from models.checkpoints.complete import check_complete
 from tests.support.oracle import cosines
 from tests.support.whole_model import load_model
@@ -123,8 +123,8 @@ def test_images_are_refused(model: EmbeddingModel) -> None:
             ask()
     assert model.reduced_size((10_000, 10_000)) is None
     bad, good = model.prepare_all([item, EmbeddingInput(("a text",))])
-    assert isinstance(bad, InvalidInput)
-    assert not isinstance(good, InvalidInput)
+    assert isinstance(bad, Refusal)
+    assert isinstance(good, PreparedInput)
 
 
 def test_too_long_is_refused_or_cut(model: EmbeddingModel, library: Any) -> None:
