@@ -16,13 +16,13 @@ def load_configured_model(settings: Settings) -> LoadedModel:
     # torch and transformers take seconds to import: the port is open by then.
     from models.checkpoints.download import find_or_download
     from models.devices import resolve_device
-    from models.registry import load_model
+    from models.registry import load_checkpoint
 
     device = resolve_device(settings.device)
     path = find_or_download(
         settings.model_path, settings.model_id, may_download=settings.may_download, allow_pickle=settings.allow_pickle
     )
-    return load_model(
+    return load_checkpoint(
         path,
         device=device,
         dtype=settings.dtype,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from models.base import Description, EmbeddingInput, LoadedModel, ModelInfo, PreparedImage, PreparedInput, Refusal
-from models.registry import load_model as load_halves
+from models.registry import load_checkpoint
 
 
 class WholeModel:
@@ -62,6 +63,8 @@ class WholeModel:
         return LoadedModel(self.preparer, self.model)
 
 
-def load_model(*arguments: Any, **options: Any) -> WholeModel:
-    """Loads a checkpoint as models.registry does, as a WholeModel."""
-    return WholeModel(load_halves(*arguments, **options))
+def load_model(path: Path, **options: Any) -> WholeModel:
+    """Loads both halves of the checkpoint in folder `path`, by default on the CPU in float32, its images within 512 pixels;
+    `options` are those of models.registry."""
+    defaults = {"device": "cpu", "dtype": "float32", "max_image_width": 512, "max_image_height": 512, "allow_pickle": False}
+    return WholeModel(load_checkpoint(path, **{**defaults, **options}))

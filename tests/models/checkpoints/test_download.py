@@ -222,13 +222,13 @@ def content(folder: Path) -> dict[str, bytes]:
 # What a whole checkpoint is
 
 
-def test_a_whole_folder_is_taken_without_network(found: Path) -> None:
+def test_find_takes_a_complete_folder_without_network(found: Path) -> None:
     closed = "http://127.0.0.1:1"
     assert find_or_download(found, MODEL_ID, may_download=True, endpoint=closed) == found
     assert find_or_download(CHECKPOINT, MODEL_ID, may_download=False, endpoint=closed) == CHECKPOINT
 
 
-def test_sharded_weights_are_complete(found: Path) -> None:
+def test_find_takes_sharded_weights(found: Path) -> None:
     shard(found, ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"])
     check_complete(found, allow_pickle=False)
 
@@ -320,7 +320,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", BREAKS)
-def test_an_incomplete_folder_is_named_and_never_touched(kind: str, found: Path, hub: FakeHub) -> None:
+def test_find_names_an_incomplete_folder_and_never_touches_it(kind: str, found: Path, hub: FakeHub) -> None:
     break_it, named = BREAKS[kind]
     break_it(found)
     before = content(found)
@@ -332,14 +332,14 @@ def test_an_incomplete_folder_is_named_and_never_touched(kind: str, found: Path,
     assert sorted(entry.name for entry in found.parent.iterdir()) == ["found"]
 
 
-def test_all_faults_are_named_at_once(found: Path) -> None:
+def test_find_names_all_faults_at_once(found: Path) -> None:
     (found / "config.json").unlink()
     (found / "model.safetensors").unlink()
     message = refusal(found)
     assert "config.json is missing" in message and "(model.safetensors) are missing" in message
 
 
-def test_many_faults_stay_one_short_line(found: Path) -> None:
+def test_find_names_many_faults_in_one_short_line(found: Path) -> None:
     shard(found, [f"model-{number}.safetensors" for number in range(40)])
     for file in found.glob("model-*.safetensors"):
         file.unlink()
@@ -347,7 +347,7 @@ def test_many_faults_stay_one_short_line(found: Path) -> None:
     assert "35 more" in message and len(message) < 1200
 
 
-def test_pickled_weights_only_where_allowed(found: Path) -> None:
+def test_find_takes_pickled_weights_only_if_allowed(found: Path) -> None:
     (found / "model.safetensors").unlink()
     with zipfile.ZipFile(found / "pytorch_model.bin", "w") as archive:
         archive.writestr("data.pkl", b"pickle" * 100)
@@ -358,23 +358,23 @@ def test_pickled_weights_only_where_allowed(found: Path) -> None:
         check_complete(found, allow_pickle=True)
 
 
-def test_a_broken_pickle_beside_safetensors_does_not_matter(found: Path) -> None:
+def test_find_ignores_a_broken_pickle_beside_safetensors(found: Path) -> None:
     (found / "pytorch_model.bin").write_bytes(b"PK broken")
     check_complete(found, allow_pickle=True)
 
 
-def test_a_file_in_place_of_the_folder(tmp_path: Path, hub: FakeHub) -> None:
+def test_find_refuses_a_file_in_place_of_the_folder(tmp_path: Path, hub: FakeHub) -> None:
     (tmp_path / "file").write_text("x")
     assert "not a folder" in refusal(tmp_path / "file", hub)
 
 
-def test_a_link_to_nothing_is_not_downloaded_to(tmp_path: Path, hub: FakeHub) -> None:
+def test_find_refuses_a_link_to_nothing(tmp_path: Path, hub: FakeHub) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     assert "does not exist" in refusal(tmp_path / "link", hub)
     assert not hub.tokens
 
 
-def test_missing_and_not_to_be_downloaded(path: Path, hub: FakeHub) -> None:
+def test_find_refuses_a_missing_folder_without_a_download(path: Path, hub: FakeHub) -> None:
     message = refusal(path, hub, may_download=False)
     assert str(path) in message and "MODEL_ID" in message and names_ways_out(message, path)
     assert not hub.tokens and not path.parent.exists()
@@ -383,7 +383,7 @@ def test_missing_and_not_to_be_downloaded(path: Path, hub: FakeHub) -> None:
 # The download
 
 
-def test_a_whole_download(path: Path, hub: FakeHub) -> None:
+def test_download_is_complete(path: Path, hub: FakeHub) -> None:
     assert download(path, hub) == path
     assert content(path) == {name: hub.files[name] for name in NEEDED}
     assert set(hub.fetched) == NEEDED, "more was fetched than is needed"
@@ -393,19 +393,19 @@ def test_a_whole_download(path: Path, hub: FakeHub) -> None:
     assert {entry.name for entry in path.parent.iterdir()} <= {path.name, f".{path.name}.lock"}
 
 
-def test_an_empty_folder_is_filled(path: Path, hub: FakeHub) -> None:
+def test_download_fills_an_empty_folder(path: Path, hub: FakeHub) -> None:
     path.mkdir(parents=True)
     download(path, hub)
     assert (path / "model.safetensors").exists()
 
 
-def test_a_relative_path_is_returned_as_given(tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_returns_a_relative_path_as_given(tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert download(Path("./models/x"), hub) == Path("./models/x")
     check_complete(tmp_path / "models" / "x", allow_pickle=False)
 
 
-def test_sharded_repositories(path: Path, hub: FakeHub) -> None:
+def test_download_of_sharded_repositories(path: Path, hub: FakeHub) -> None:
     del hub.files["model.safetensors"]
     hub.files["model.safetensors.index.json"] = b'{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
     hub.files |= {"model-1.safetensors": safetensors(), "model-2.safetensors": safetensors()}
@@ -417,13 +417,13 @@ def test_sharded_repositories(path: Path, hub: FakeHub) -> None:
     assert not path.with_name("other").exists()
 
 
-def test_names_that_look_like_patterns(path: Path, hub: FakeHub) -> None:
+def test_download_of_names_that_look_like_patterns(path: Path, hub: FakeHub) -> None:
     hub.files["odd[1].json"] = b"{}"
     download(path, hub)
     assert (path / "odd[1].json").exists()
 
 
-def test_pickles_are_fetched_only_where_allowed_and_needed(path: Path, hub: FakeHub) -> None:
+def test_download_fetches_pickles_only_if_allowed_and_needed(path: Path, hub: FakeHub) -> None:
     download(path, hub, allow_pickle=True)
     assert not (path / "pytorch_model.bin").exists(), "safetensors are enough"
     shutil.rmtree(path)
@@ -435,7 +435,7 @@ def test_pickles_are_fetched_only_where_allowed_and_needed(path: Path, hub: Fake
 
 
 @pytest.mark.parametrize("allowed", [True, False], ids=["allowed", "not allowed"])
-def test_a_pickled_layer_comes_only_where_allowed(path: Path, hub: FakeHub, allowed: bool) -> None:
+def test_download_fetches_a_pickled_layer_only_if_allowed(path: Path, hub: FakeHub, allowed: bool) -> None:
     """The transformer's own weights are safetensors; a dense layer's are not."""
     layer = {"idx": 2, "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
     hub.files |= {
@@ -455,7 +455,7 @@ def test_a_pickled_layer_comes_only_where_allowed(path: Path, hub: FakeHub, allo
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_another_size_than_promised(name: str, path: Path, hub: FakeHub) -> None:
+def test_download_of_another_size_than_promised(name: str, path: Path, hub: FakeHub) -> None:
     hub.served[name] = hub.files[name] + b" "
     message = refusal(path, hub)
     assert f"{name} is {len(hub.files[name]) + 1} bytes long instead of {len(hub.files[name])}" in message
@@ -463,7 +463,7 @@ def test_another_size_than_promised(name: str, path: Path, hub: FakeHub) -> None
 
 
 @pytest.mark.parametrize(("name", "kind"), [("model.safetensors", "sha256"), ("config.json", "git hash")])
-def test_another_content_than_promised(name: str, kind: str, path: Path, hub: FakeHub) -> None:
+def test_download_of_another_content_than_promised(name: str, kind: str, path: Path, hub: FakeHub) -> None:
     body = hub.files[name]
     hub.served[name] = body.replace(b"qwen3_vl", b"qwen9_vl") if name == "config.json" else body[:-1] + bytes([body[-1] ^ 1])
     message = refusal(path, hub)
@@ -475,13 +475,13 @@ def test_another_content_than_promised(name: str, kind: str, path: Path, hub: Fa
     assert hub.fetched[name] == 2 and hub.fetched["tokenizer.json"] == 1, "only the wrong file is fetched again"
 
 
-def test_a_mirror_without_hashes(path: Path, hub: FakeHub, caplog: pytest.LogCaptureFixture) -> None:
+def test_download_from_a_mirror_without_hashes(path: Path, hub: FakeHub, caplog: pytest.LogCaptureFixture) -> None:
     hub.without_hashes = True
     download(path, hub)
     assert "no hash for model.safetensors" in caplog.text
 
 
-def test_a_new_commit_between_two_starts(path: Path, hub: FakeHub) -> None:
+def test_download_resumes_at_a_new_commit(path: Path, hub: FakeHub) -> None:
     hub.file_status["model.safetensors"] = 500
     refusal(path, hub)
     hub.file_status.clear()
@@ -493,7 +493,7 @@ def test_a_new_commit_between_two_starts(path: Path, hub: FakeHub) -> None:
 
 
 @pytest.mark.usefixtures("no_waiting")
-def test_a_download_that_breaks_off_is_resumed(path: Path, hub: FakeHub) -> None:
+def test_download_resumes_after_it_broke_off(path: Path, hub: FakeHub) -> None:
     hub.cut_off = "model.safetensors"
     message = refusal(path, hub)
     assert "broke off" in message and "next start goes on" in message and names_ways_out(message, path)
@@ -504,7 +504,7 @@ def test_a_download_that_breaks_off_is_resumed(path: Path, hub: FakeHub) -> None
     assert hub.fetched["config.json"] == 1, "what had come was fetched again"
 
 
-def test_a_killed_download_is_resumed(path: Path, hub: FakeHub) -> None:
+def test_download_resumes_after_a_kill(path: Path, hub: FakeHub) -> None:
     hub.stalled_on = "model.safetensors"
     code = (
         "import sys; from pathlib import Path; from models.checkpoints.download import find_or_download as find; "
@@ -542,7 +542,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not happen")
 
 
-def test_two_at_once_download_once(path: Path, hub: FakeHub) -> None:
+def test_download_by_two_at_once_is_done_once(path: Path, hub: FakeHub) -> None:
     hub.stalled_on = "model.safetensors"
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(download, path, hub)
@@ -556,27 +556,27 @@ def test_two_at_once_download_once(path: Path, hub: FakeHub) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_hub_that_refuses(status: int, path: Path, hub: FakeHub) -> None:
+def test_hub_that_refuses(status: int, path: Path, hub: FakeHub) -> None:
     hub.api_status = status
     message = refusal(path, hub)
     assert f"({status})" in message and "HF_TOKEN" in message and names_ways_out(message, path)
     assert not path.exists()
 
 
-def test_a_hub_that_does_not_know_the_model(path: Path, hub: FakeHub) -> None:
+def test_hub_that_does_not_know_the_model(path: Path, hub: FakeHub) -> None:
     hub.api_status = 404
     message = refusal(path, hub)
     assert MODEL_ID in message and "404" in message and names_ways_out(message, path)
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_a_hub_in_trouble(status: int, path: Path, hub: FakeHub) -> None:
+def test_hub_in_trouble(status: int, path: Path, hub: FakeHub) -> None:
     hub.api_status = status
     message = refusal(path, hub)
     assert f"answered {status}" in message and names_ways_out(message, path)
 
 
-def test_an_unreachable_hub(path: Path) -> None:
+def test_hub_that_is_unreachable(path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         message = refusal(path, endpoint=f"http://user:hf_secret@127.0.0.1:{closed.getsockname()[1]}")
@@ -584,13 +584,13 @@ def test_an_unreachable_hub(path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_model_id_that_is_none(path: Path, hub: FakeHub) -> None:
+def test_model_id_that_is_no_name(path: Path, hub: FakeHub) -> None:
     with pytest.raises(ModelLoadError, match="MODEL_ID 'a/b/c' is not the name"):
         find_or_download(path, "a/b/c", may_download=True, endpoint=hub.url)
     assert not hub.tokens
 
 
-def test_a_disk_that_is_too_small(path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_that_is_too_small(path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(path.parent.parent)
     monkeypatch.setattr("models.checkpoints.download.shutil.disk_usage", lambda _: usage._replace(free=10))
     message = refusal(path, hub)
@@ -598,7 +598,7 @@ def test_a_disk_that_is_too_small(path: Path, hub: FakeHub, monkeypatch: pytest.
     assert not hub.fetched
 
 
-def test_a_disk_that_fills_up(path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_that_fills_up(path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -607,12 +607,12 @@ def test_a_disk_that_fills_up(path: Path, hub: FakeHub, monkeypatch: pytest.Monk
     assert not path.exists()
 
 
-def test_a_parent_that_cannot_be_made(tmp_path: Path, hub: FakeHub) -> None:
+def test_parent_folder_that_cannot_be_made(tmp_path: Path, hub: FakeHub) -> None:
     (tmp_path / "file").write_text("x")
     assert "cannot hold a model" in refusal(tmp_path / "file" / "model", hub)
 
 
-def test_a_mount_point_is_refused_before_anything_comes(path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mount_point_is_refused_before_the_download(path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.checkpoints.download.os.path.ismount", lambda _: True)
     assert "mount its parent folder" in refusal(path, hub)
     assert not hub.tokens

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -36,10 +35,6 @@ def kind_of(folder: Path) -> str:
     return str(json.loads((folder / "config.json").read_bytes())["model_type"])
 
 
-def load(folder: Path) -> Any:
-    return load_model(folder, device="cpu", dtype="float32", max_image_width=0, max_image_height=0, allow_pickle=False)
-
-
 def edit(folder: Path, change: Callable[[dict[str, torch.Tensor], str], object]) -> None:
     file = folder / "model.safetensors"
     weights = load_file(file)
@@ -66,15 +61,15 @@ def another_layer(weights: dict[str, torch.Tensor], name: str) -> None:
         pytest.param(another_layer, "weights are of no use to the model that config.json names", id="left over"),
     ],
 )
-def test_weights_that_are_not_the_models(folder: Path, change: Callable[..., object], words: str) -> None:
+def test_weights_that_are_not_the_models_are_refused(folder: Path, change: Callable[..., object], words: str) -> None:
     edit(folder, change)
     with pytest.raises(ModelLoadError, match=words):
-        load(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_vl", "modernbert"])
-def test_places_that_depend_on_the_batch(tmp_path: Path, family: str, kind: str) -> None:
+def test_rope_that_depends_on_the_batch_is_refused(tmp_path: Path, family: str, kind: str) -> None:
     """The angles of every input would be those of the longest."""
     folder = tmp_path / "model"
     if family == "qwen3_vl":
@@ -89,20 +84,20 @@ def test_places_that_depend_on_the_batch(tmp_path: Path, family: str, kind: str)
         one |= {"rope_type": kind, "factor": 2.0, "short_factor": factors, "long_factor": factors}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelLoadError, match=f"where a token stands would depend on the other inputs .*{kind}"):
-        load(folder)
+        load_model(folder)
 
 
-def test_a_head_is_no_part_of_the_model(folder: Path) -> None:
-    before = load(folder).info
+def test_heads_are_no_part_of_the_model(folder: Path) -> None:
+    before = load_model(folder).info
     edit(folder, lambda weights, _: weights.update({"lm_head.weight": torch.ones(3, 3), "cls.predictions.bias": torch.ones(3)}))
-    assert load(folder).info == before
+    assert load_model(folder).info == before
 
 
-def test_an_adapter_is_not_left_out(folder: Path) -> None:
+def test_adapter_is_refused(folder: Path) -> None:
     """Without peft transformers reads past it, and with it the packed forward would: vectors of the bare model."""
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(folder)}))
     with pytest.raises(ModelLoadError, match=r"adapter_config\.json: an adapter is not applied here"):
-        load(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("part", ["", "text_config"])
@@ -113,4 +108,4 @@ def test_quantised_weights_are_refused(folder: Path, part: str, key: str) -> Non
     (config.setdefault(part, {}) if part else config)[key] = {"quant_method": "fp8"}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelLoadError, match="its weights are quantised"):
-        load(folder)
+        load_model(folder)
