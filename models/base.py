@@ -28,9 +28,10 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class ImageGrid:
-    """How an image is read: sizes are (width, height) in pixels, `grid` is (rows, columns) in patches.
+    """The sizes of an image: (width, height) in pixels, as it came and as the model reads it, and `grid` (rows, columns) in
+    patches.
 
-    `official_size` is what the model's official code would resize it to, where our limits make it smaller; else None.
+    `official_size` is the size to which the model's official code would resize it, if our limits make it smaller; else None.
     """
 
     original_size: tuple[int, int]
@@ -42,7 +43,7 @@ class ImageGrid:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedImage:
-    """An image as the vision tower reads it: `patches` is uint8 of shape (rows * columns, channels * patch_size ** 2)."""
+    """An image as the vision tower reads it: `patches` is uint8 (rows * columns, channels * patch_size ** 2)."""
 
     grid: ImageGrid
     patches: npt.NDArray[np.uint8]
@@ -50,10 +51,11 @@ class PreparedImage:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingInput:
-    """One thing to embed: its parts are fused into one vector, in their order. An image may be given as `prepare_image` made it.
+    """One thing to embed: its parts are fused into one vector, in their order. An image may be given as `prepare_image` returns
+    it.
 
-    `instruction` None is the model's default; `verbatim` takes it as it stands, without the official embedder's tidying.
-    More than `max_tokens` tokens (None: as many as the model reads) are cut where `truncate` is set, else refused.
+    `instruction` None is the model's default; `verbatim` leaves it without the official embedder's tidying. An input of more than
+    `max_tokens` tokens (None: as many as the model reads) is cut if `truncate` is set, else refused.
     """
 
     parts: tuple[str | Image.Image | PreparedImage, ...]
@@ -65,15 +67,15 @@ class EmbeddingInput:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedInput:
-    """A valid input, tokenised, its cost known: it fits the model and the limit.
+    """A valid, tokenised input, which fits the model and its limit.
 
-    `token_ids` is int64 of shape (num_tokens,); image placeholders in it are as many as the images' tokens. `positions` is
-    int64 of shape (3, num_tokens): time, height and width; None where all three are 0 .. num_tokens - 1. The first
-    `prefix_tokens` tokens are those that every input with the same instruction begins with; the first `unpooled_tokens` are read
-    and not pooled.
+    `token_ids` is int64 (num_tokens,), with an image's placeholder as often as the image has tokens. `positions` is int64
+    (3, num_tokens): time, height and width; None if all three are 0 .. num_tokens - 1. The first `prefix_tokens` tokens are those
+    that every input with the same instruction begins with; the first `unpooled_tokens` are read and not pooled.
 
-    `content_hash` is a digest of all that decides the vector: inputs with equal ones have the same. It is taken when the input is
-    made: a short text takes some microseconds, an image's patches longer, on a thread and without the interpreter's lock.
+    `content_hash` is a digest of all that decides the vector: inputs with equal ones have equal vectors. It is computed when the
+    input is made, on the thread that prepares it: some microseconds for a short text, more for an image's patches, and that
+    without the interpreter's lock.
     """
 
     token_ids: npt.NDArray[np.int64]
@@ -90,7 +92,7 @@ class PreparedInput:
 
     @property
     def num_tokens(self) -> int:
-        """Every token that the model reads: template, text and image."""
+        """The number of all tokens that the model reads: of template, text and images."""
         return len(self.token_ids)
 
     @property
@@ -103,7 +105,7 @@ class PreparedInput:
 
     @property
     def num_bytes(self) -> int:
-        """The memory that its arrays take, without its images'."""
+        """The memory that the input's arrays take, without its images' patches."""
         return self.token_ids.nbytes + (0 if self.positions is None else self.positions.nbytes)
 
 
@@ -113,8 +115,11 @@ def _content_hash(
     images: Sequence[PreparedImage],
     unpooled_tokens: int,
 ) -> bytes:
-    """SHA-256: nobody can make two inputs with one digest, and it takes half of BLAKE2b's time where the CPU has instructions
-    for it. Every array stands behind its size and rows, every grid in the head, so that no two inputs write the same bytes."""
+    """Returns the SHA-256 of all that decides a vector.
+
+    Nobody can make two inputs with one SHA-256, and on a CPU with instructions for it, it takes half of BLAKE2b's time. The grids
+    go first and every array behind its size and rows, so that no two inputs write the same bytes.
+    """
     arrays: list[npt.NDArray[Any]] = [token_ids] if positions is None else [token_ids, positions]
     grids = b";".join(b"%d,%d" % image.grid.grid for image in images)
     digest = hashlib.sha256(b"%d:%d:%b:" % (unpooled_tokens, len(arrays), grids))
@@ -127,7 +132,7 @@ def _content_hash(
 @dataclass(frozen=True, slots=True)
 class Description:
     """What the model would read of an input. `prompt` has image placeholders as the template writes them; `refusal` says why
-    the input would be refused, None where it would not; `text_tokens` is None for a text too long to be worth counting."""
+    the input would be refused, None if it would not; `text_tokens` is None for a text too long to be worth counting."""
 
     prompt: str
     text_tokens: int | None
@@ -139,11 +144,12 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a loaded model is.
+    """Facts about a checkpoint and the device that it is to run on.
 
     `fingerprint` is a hex digest of all that decides a vector: weights, template, tokenizer, image settings and dtype. `width` is
-    the number of components, `max_tokens` the longest sequence it was made for, `cuda_available` whether there is a CUDA device,
-    used or not, `largest_image` the bytes of a prepared image at most, `image_token_bytes` those for each of its tokens.
+    the number of a vector's components, `max_tokens` the length of the longest sequence that the model was made for;
+    `cuda_available` tells whether there is a CUDA device, used or not. `largest_image` is the most bytes that a prepared image
+    has, `image_token_bytes` the bytes of each of its tokens.
     """
 
     model_type: str
@@ -159,45 +165,47 @@ class ModelInfo:
 
 
 class Preparer(Protocol):
-    """What makes inputs ready for the device: tokenizer, template and image processing of one checkpoint. It needs neither the
-    weights in memory nor the device. Every method is safe in many threads at once."""
+    """Makes inputs ready for the device: tokenizer, template and image processing of one checkpoint. It needs neither the weights
+    in memory nor the device. Every method is safe in many threads at once."""
 
     @property
     def info(self) -> ModelInfo: ...
 
     def reduced_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """Returns what an image of `size` (width, height) will be resized to, if limits of ours make it smaller than the
-        official code would; None if it must come as it is. Raises InvalidInput."""
+        """Returns the size to which an image of `size` (width, height) will be resized, if our limits make it smaller than the
+        official code would; None if the image must not be reduced before. Raises InvalidInput."""
 
     def prepare_image(self, image: Image.Image, original_size: tuple[int, int] | None = None) -> PreparedImage:
-        """Preprocesses one image, of mode RGB, so that it need not be kept whole. `original_size` is that of the file, if the
-        image was reduced already. Raises InvalidInput for what this model cannot embed."""
+        """Preprocesses one image of mode RGB, so that its pixels need not be kept. `original_size` is the size in the file, if
+        the image has been reduced. Raises InvalidInput for an image that this model cannot embed."""
 
     def prepare(self, item: EmbeddingInput) -> PreparedInput:
-        """Tokenises and preprocesses one input. Raises InvalidInput for what this model cannot embed, InputTooLong among it."""
+        """Tokenises and preprocesses one input. Raises InvalidInput for one that this model cannot embed; InputTooLong is a kind
+        of it."""
 
     def prepare_all(self, items: Sequence[EmbeddingInput]) -> list[PreparedInput | Refusal]:
-        """Prepares several inputs at once, each as `prepare` does, or says why not."""
+        """Prepares each input as `prepare` does, or says why it is refused."""
 
     def describe(self, item: EmbeddingInput) -> Description:
         """Describes what `prepare` would make of an input, without its pixels. Raises InvalidInput, but not for its length."""
 
 
 class EmbeddingModel(Protocol):
-    """What computes: the weights of one checkpoint on one device. Only ever called by the device's thread."""
+    """Computes vectors: the weights of one checkpoint on one device. Only the device's thread may call it."""
 
     @property
     def device(self) -> str:
         """The torch device, such as "cpu" or "cuda:0"."""
 
     def embed(self, batch: Sequence[PreparedInput]) -> npt.NDArray[np.float32]:
-        """Returns unit vectors, float32 of shape (len(batch), width), row i of batch[i].
+        """Returns unit vectors, float32 (len(batch), width): row i is of batch[i].
 
         Raises OutOfDeviceMemory if a smaller batch may fit, DeviceLost if nothing more can be run.
         """
 
     def warm_up(self) -> float:
-        """Runs once at every shape that pays, and returns the measured rate in tokens per second."""
+        """Runs once at every shape for which something is compiled or captured, and returns the measured rate in tokens per
+        second."""
 
     def memory_bytes(self) -> int:
         """Returns the memory that the device has given to this process, in bytes; 0 on a CPU."""
@@ -205,7 +213,7 @@ class EmbeddingModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A checkpoint, loaded: what prepares its inputs and what computes their vectors."""
+    """Both halves of one checkpoint."""
 
     preparer: Preparer
     model: EmbeddingModel
@@ -222,15 +230,16 @@ class Refusal:
 
 
 class InvalidInput(ValueError):
-    """The client's mistake. The message is safe to show, and says what to do."""
+    """The client's mistake. The message is safe to show and says what to do."""
 
 
 class InputTooLong(InvalidInput):
-    """More tokens than the limit, and not to be cut."""
+    """The input has more tokens than its limit, and may not or cannot be cut."""
 
 
 class ModelLoadError(RuntimeError):
-    """No usable checkpoint: missing, incomplete, broken, or of a kind that is not known. The message is one clear line."""
+    """The checkpoint cannot be used: it is missing, incomplete, broken, or of a kind that is not known. The message is one clear
+    line."""
 
 
 class DeviceUnavailable(ModelLoadError):
@@ -238,7 +247,7 @@ class DeviceUnavailable(ModelLoadError):
 
 
 class OutOfDeviceMemory(RuntimeError):
-    """This batch does not fit; a smaller one may."""
+    """The batch does not fit; a smaller one may."""
 
 
 class DeviceLost(RuntimeError):

@@ -1,4 +1,4 @@
-"""Where a model runs and in what precision, and what the device's errors mean."""
+"""The device and the dtype of a model by their settings, and the meaning of the device's errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from models.base import DeviceLost, DeviceUnavailable, OutOfDeviceMemory, PreparedInput
 
-# What a CPU's allocator says, and CUDA and its libraries where they allocate past torch's own.
+# Parts of the messages of a CPU's allocator, and of CUDA's libraries that allocate past torch's own.
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
 
 HALF = (torch.bfloat16, torch.float16)
@@ -20,7 +20,8 @@ Forward = Callable[[Sequence[PreparedInput]], npt.NDArray[np.float32]]
 
 
 def resolve_device(setting: str) -> str:
-    """DEVICE as torch has it: `auto` is CUDA where there is one. Raises DeviceUnavailable where CUDA is asked for and absent."""
+    """Returns DEVICE as a torch device: `auto` is CUDA if there is one. Raises DeviceUnavailable if CUDA is asked for and
+    absent."""
     if setting == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if setting.startswith("cuda"):
@@ -37,15 +38,15 @@ def resolve_device(setting: str) -> str:
 
 
 def checkpoint_dtype(config: Any) -> torch.dtype:
-    """The dtype that a checkpoint's config.json names, its text part's where the whole names none."""
+    """Returns the dtype that a checkpoint's config.json names; if it names none, that of its text part, or float32."""
     dtype = config.dtype or getattr(config.get_text_config(), "dtype", None) or torch.float32
     return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
 
 
 def choose_dtype(setting: str, checkpoint: torch.dtype, device: torch.device) -> torch.dtype:
-    """DTYPE, where `auto` is the checkpoint's own, or float32 on a CPU that has no instructions for it.
+    """Returns DTYPE as a torch dtype: `auto` is the checkpoint's own, or float32 on a CPU that has no instructions for it.
 
-    A function of checkpoint and machine, never of a timing: the same deployment always gives the same vectors.
+    The choice follows from checkpoint and machine, never from a timing: the same deployment always gives the same vectors.
     """
     if setting != "auto":
         chosen: torch.dtype = getattr(torch, setting)
@@ -56,12 +57,13 @@ def choose_dtype(setting: str, checkpoint: torch.dtype, device: torch.device) ->
 
 
 def _cpu_has_bfloat16() -> bool:
+    """Tells whether the CPU multiplies bfloat16 by instructions of its own."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
 def run(forward: Forward, batch: Sequence[PreparedInput]) -> npt.NDArray[np.float32]:
-    """What `forward` makes of a batch. Raises OutOfDeviceMemory, DeviceLost, as `translate` has them."""
+    """Runs a batch. Raises OutOfDeviceMemory or DeviceLost for torch's errors, as `translate` has them."""
     try:
         return forward(batch)
     except Exception as error:
@@ -70,14 +72,14 @@ def run(forward: Forward, batch: Sequence[PreparedInput]) -> npt.NDArray[np.floa
 
 
 def translate(error: Exception) -> Exception:
-    """torch's error in the seam's words: out of memory, or a device that is lost; any other as it is.
+    """Returns torch's error as OutOfDeviceMemory or DeviceLost, and any other error as it is.
 
     Raise the answer outside the `except` block: a chained traceback would keep the batch's tensors alive.
     """
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY):
         return OutOfDeviceMemory(text)
-    # A CUDA error that is not memory leaves the context unusable.
+    # After any other CUDA error the context is unusable.
     if isinstance(error, torch.AcceleratorError) or "CUDA error" in text or "Triton Error [CUDA]" in text:
         return DeviceLost(text)
     return error

@@ -1,4 +1,4 @@
-"""How fast a model is on this machine, for limits that follow from it."""
+"""Measures how fast a model is on this machine, for limits that follow from it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from collections.abc import Callable, Sequence
 
 from models.base import PreparedInput
 
-# Long enough to mean something, short enough to wait for.
-ENOUGH_SECONDS = 0.3
-MOST_INPUTS = 128
-# The fastest counts: what else the machine does can slow a run down, but never speed it up.
+# The least that a measured run takes: long enough to be exact, short enough to wait for.
+MIN_SECONDS = 0.3
+# Inputs of a batch; a faster model is measured by shorter runs.
+MAX_INPUTS = 128
+# Runs at the final size. The fastest counts: other work of the machine can slow a run down, but never speed it up.
 RUNS = 3
 
 
 def measure(embed: Callable[[Sequence[PreparedInput]], object], item: PreparedInput) -> float:
-    """Tokens per second of `embed`, by batches of one input that double until even the fastest run takes long enough."""
+    """Returns the tokens per second of `embed`, by batches of copies of `item` that double until even the fastest run takes long
+    enough."""
     embed([item])
     count = 1
     while True:
         runs: list[float] = []
-        while len(runs) < RUNS and (count >= MOST_INPUTS or min(runs, default=ENOUGH_SECONDS) >= ENOUGH_SECONDS):
+        while len(runs) < RUNS and (count >= MAX_INPUTS or min(runs, default=MIN_SECONDS) >= MIN_SECONDS):
             started = time.perf_counter()
             embed([item] * count)
             runs.append(time.perf_counter() - started)

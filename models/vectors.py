@@ -1,4 +1,4 @@
-"""Vectors after the model: cut to a dimension, fill up, normalise. Pure functions."""
+"""Pure functions of vectors: normalise, compare, cut or fill up to a dimension."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
 
 
 def normalize(rows: torch.Tensor) -> torch.Tensor:
-    """Rows of shape (n, width) scaled to length 1, on their device."""
+    """Scales rows, (n, width), to length 1, on their device."""
     lengths: torch.Tensor = rows.norm(dim=-1, keepdim=True)
     return rows / lengths
 
 
 def nearness(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
-    """The least cosine of unit rows of shape (n, width) with the same rows of `other`."""
+    """Returns the least cosine of a unit row of `one`, (n, width), with the same row of `other`."""
     return float((one * other).sum(axis=1).min())
 
 
 def to_dimension(rows: npt.NDArray[np.float32], dimension: int) -> npt.NDArray[np.float32]:
-    """Unit rows of shape (n, width) -> unit rows of shape (n, dimension), float32.
+    """Returns unit rows, float32 (n, width), as unit rows, (n, dimension).
 
     A smaller dimension keeps the first components and normalises again (Matryoshka); a larger one is filled with zeros, which
-    leaves every cosine, dot product and distance as it was. Raises ValueError where all that is kept is zero.
+    leaves every cosine, dot product and distance as it was. Raises ValueError if all components that are kept are zero.
     """
     width = rows.shape[1]
     if dimension >= width:

@@ -34,6 +34,10 @@ ARROWS: dict[str, str] = {
     "scheduler": "models.base",
     "models": "models",
     "models.base": "",
+    "models.registry": "models.base models.devices",
+    "models.base_preparer": "models.base",
+    "models.tokenizer": "models.base",
+    "models.checkpoints": "models.base",
     "models.packed": "models.base models.vectors",
 }
 # Families of models: neither knows the other.

@@ -16,11 +16,11 @@ def load_configured_model(settings: Settings, may_download: bool = False) -> Loa
     # torch and transformers take seconds to import: the port is open by then.
     from models.checkpoints.download import find_or_download
     from models.devices import resolve_device
-    from models.registry import load_model
+    from models.registry import load_checkpoint
 
     device = resolve_device(settings.device)
     path = find_or_download(settings.model_path, settings.model_id, may_download=may_download, allow_pickle=settings.allow_pickle)
-    return load_model(
+    return load_checkpoint(
         path,
         device=device,
         dtype=settings.dtype,

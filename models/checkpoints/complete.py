@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from models.base import ModelLoadError
+from models.checkpoints.modules_json import read_modules
 
 # Files whose content is checked: the weights, and what is read with them.
 _CHECKED = (".safetensors", ".json", ".jinja", ".model", "merges.txt", "vocab.txt")
@@ -56,10 +57,10 @@ def faults(path: Path, allow_pickle: bool) -> Iterator[str]:
         yield "config.json is missing"
     if not names & {"tokenizer.json", "vocab.json", "vocab.txt"} and not any(name.endswith(".model") for name in names):
         yield "the tokenizer (tokenizer.json) is missing"
-    weights = list(_weights(names, allow_pickle))
+    weights = weight_names(names, allow_pickle)
     if not weights:
-        yield _why_no_weights(names)
-    shards = {shard: name for name in weights if name.endswith(".index.json") for shard in _shards(path / name)}
+        yield why_no_weights(names)
+    shards = {shard: name for name in weights if name.endswith(".index.json") for shard in shard_names(path / name)}
     for name in sorted(shards.keys() | set(weights) | {name for name in names if name.endswith(_CHECKED)}):
         if fault := _file_fault(path / name):
             yield f"{name} {fault}" + (f" ({shards[name]} names it)" if name in shards else "")
@@ -70,39 +71,39 @@ def faults(path: Path, allow_pickle: bool) -> Iterator[str]:
 def _modules(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The folders of modules.json, as sentence-transformers writes it, and what each needs: "config", "weights" or nothing.
 
-    A modules.json of another form is left to the adapter, which says more of it.
+    A modules.json of another form is left to the family, which says more of it.
     """
     try:
-        for row in json.loads((path / "modules.json").read_bytes()):
-            if str(row["path"]) not in ("", "."):
-                yield str(row["path"]), _MODULES_NEED.get(str(row["type"]).rpartition(".")[2], ())
-    except (OSError, *_MALFORMED):
+        rows = read_modules(path) or []
+    except ModelLoadError:
         return
+    for row in rows:
+        if row.folder not in ("", "."):
+            yield row.folder, _MODULES_NEED.get(row.kind, ())
 
 
 def _module_faults(path: Path, name: str, needed: tuple[str, ...], allow_pickle: bool) -> Iterator[str]:
     names = {entry.name for entry in path.iterdir() if not entry.is_dir()} if path.is_dir() else set()
     if "config" in needed and "config.json" not in names:
         yield f"{name}/config.json is missing (modules.json names it)"
-    weights = list(_weights(names, allow_pickle))
+    weights = weight_names(names, allow_pickle)
     if "weights" in needed and not weights:
-        yield f"{name}: {_why_no_weights(names)}"
+        yield f"{name}: {why_no_weights(names)}"
     for file in sorted({*weights, *(file for file in names if file.endswith(_CHECKED))}):
         if fault := _file_fault(path / file):
             yield f"{name}/{file} {fault}"
 
 
-def _weights(names: set[str], allow_pickle: bool) -> Iterator[str]:
-    """The names under which a model's weights are looked for, as far as they are there."""
-    kinds = ["model.safetensors", "pytorch_model.bin"] if allow_pickle else ["model.safetensors"]
-    for kind in kinds:
-        found = names & {kind, f"{kind}.index.json"}
-        if found:
-            yield from sorted(found)
-            return
+def weight_names(names: set[str], allow_pickle: bool) -> list[str]:
+    """Returns those of a folder's `names` that its weights are read from: a file, an index of several, or both; none if it has no
+    weights. The file goes before the index, and safetensors before what is pickled."""
+    for kind in ("model.safetensors", "pytorch_model.bin") if allow_pickle else ("model.safetensors",):
+        if found := names & {kind, f"{kind}.index.json"}:
+            return sorted(found)
+    return []
 
 
-def _why_no_weights(names: set[str]) -> str:
+def why_no_weights(names: set[str]) -> str:
     if any(name.endswith(".safetensors") for name in names):
         return "model.safetensors.index.json is missing, which says what lies in which file of weights"
     if any(name.startswith("pytorch_model") for name in names):
@@ -110,7 +111,7 @@ def _why_no_weights(names: set[str]) -> str:
     return "the weights (model.safetensors) are missing"
 
 
-def _shards(index: Path) -> set[str]:
+def shard_names(index: Path) -> set[str]:
     """The files that an index names. An index that names none cannot be read: it is a fault of its own."""
     try:
         return {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
@@ -146,7 +147,7 @@ def _json_fault(file: Path) -> str | None:
         json.loads(file.read_bytes())
     except (ValueError, RecursionError):
         return "is not JSON: cut off, or another file"
-    return "names no weights" if file.name.endswith(".index.json") and not _shards(file) else None
+    return "names no weights" if file.name.endswith(".index.json") and not shard_names(file) else None
 
 
 def _safetensors_fault(file: Path, size: int) -> str | None:

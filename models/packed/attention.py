@@ -1,8 +1,9 @@
 """Attention over sequences packed into one row, none of which sees another.
 
-Queries, keys and values come as (T, heads, head_dim), sequences one after the other. Each may stand on a prefix: keys and values
-computed before, of tokens that come before its own. A kernel plans a batch once for all layers. SdpaKernel runs on any device:
-sequences of like length are padded into groups, for the attention alone, and each group is one call of torch's scaled product.
+Queries, keys and values come as (T, heads, head_dim), sequences one after the other. A sequence may stand on a prefix: keys and
+values computed before, of tokens that come before its own. A kernel plans a batch once for all layers. SdpaKernel runs on any
+device: sequences of similar length are padded into groups, for the attention alone, and each group is one call of torch's scaled
+product.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from models.packed.masks import Window, everything, masked
+from models.packed.masks import BidirectionalAttention, Window, masked, no_mask
 
-# Sequences share a group up to this ratio of lengths, or a difference of so many tokens: the cost of attention is small beside
-# that of a call.
+# Sequences share a group up to this ratio of lengths, or this difference in tokens: a call costs more than the attention to some
+# padding.
 GROUP_RATIO = 1.25
 GROUP_SLACK = 8
 
 
 class Span(NamedTuple):
-    """One sequence of a packed row: its own tokens, and how many of which prefix it stands on (index -1: none)."""
+    """One sequence of a packed row: the number of its own tokens, the index of the prefix that it stands on (-1: none), and the
+    number of that prefix's tokens that it stands on."""
 
     length: int
     prefix: int = -1
@@ -34,7 +36,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """The heads of queries, those of keys and values, which each serve several of queries, and their dimension."""
+    """Attention heads: how many of queries, how many of keys and values (each serves several of queries), and their dimension."""
 
     queries: int
     keys: int
@@ -45,52 +47,52 @@ class Heads:
 PrefixKeys = tuple[torch.Tensor, torch.Tensor]
 # Puts an array on the device.
 Send = Callable[[npt.NDArray[Any]], torch.Tensor]
-# Queries, keys, values and the scale, of sequences that see all of themselves: (T, heads * head_dim).
-WholeAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
 class CausalAttention(Protocol):
-    """A batch, planned. `prefixes` are the layer's, by the spans' index; `scale` is what queries times keys is multiplied by."""
+    """Attention of a planned batch, whose tokens see themselves and what is before them. `prefixes[i]` is the layer's share of
+    prefix i, as spans count them; the product of queries and keys is multiplied by `scale`."""
 
-    def every(
+    def all_tokens(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float
     ) -> torch.Tensor:
-        """Attention of every token: (T, query heads * head_dim)."""
+        """Returns the attention of every token: (T, query heads * head_dim)."""
 
-    def last(
+    def last_tokens(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float
     ) -> torch.Tensor:
-        """Attention of each sequence's last token alone, `q` (sequences, heads, head_dim): (sequences, heads * head_dim)."""
+        """Returns the attention of each sequence's last token, whose queries are `q`, (sequences, heads, head_dim): (sequences,
+        heads * head_dim)."""
 
 
 class AttentionKernel(Protocol):
-    """A way to compute attention on a device."""
+    """A way to compute attention on a device. Each method plans a batch."""
 
     def causal(self, spans: Sequence[Span], send: Send) -> CausalAttention:
         """Tokens see themselves and what is before them. Spans on no prefix come first, those on one prefix side by side."""
 
-    def whole(self, lengths: Sequence[int], send: Send) -> WholeAttention:
-        """Tokens see their whole sequence, as the patches of an image do."""
+    def bidirectional(self, lengths: Sequence[int], send: Send) -> BidirectionalAttention:
+        """Tokens see all of their sequence, as the patches of an image do."""
 
-    def local(self, lengths: Sequence[int], window: Window, send: Send) -> WholeAttention:
-        """Tokens see what of their sequence is near."""
+    def local(self, lengths: Sequence[int], window: Window, send: Send) -> BidirectionalAttention:
+        """Tokens see those of their sequence that are within the window."""
 
 
 class SdpaKernel:
-    """torch's scaled dot product, on any device and in any dtype."""
+    """Attention by torch's scaled dot product, on any device and in any dtype."""
 
     def causal(self, spans: Sequence[Span], send: Send) -> CausalAttention:
         return GroupedAttention(spans, send)
 
-    def whole(self, lengths: Sequence[int], send: Send) -> WholeAttention:
-        return masked(lengths, everything)
+    def bidirectional(self, lengths: Sequence[int], send: Send) -> BidirectionalAttention:
+        return masked(lengths, no_mask)
 
-    def local(self, lengths: Sequence[int], window: Window, send: Send) -> WholeAttention:
+    def local(self, lengths: Sequence[int], window: Window, send: Send) -> BidirectionalAttention:
         return masked(lengths, window)
 
 
 class GroupedAttention:
-    """CausalAttention by scaled dot product. Spans that may share a group should lie side by side."""
+    """CausalAttention by scaled dot product: one call for each run of neighbouring spans of one prefix and similar length."""
 
     def __init__(self, spans: Sequence[Span], send: Send) -> None:
         self._groups: list[_Group] = []
@@ -104,24 +106,24 @@ class GroupedAttention:
             row += sum(span.length for span in spans[start:end])
             start = end
 
-    def every(
+    def all_tokens(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float
     ) -> torch.Tensor:
-        parts = [group.every(q, k, v, prefixes, scale) for group in self._groups]
+        parts = [group.all_tokens(q, k, v, prefixes, scale) for group in self._groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def last(
+    def last_tokens(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float
     ) -> torch.Tensor:
         parts, start = [], 0
         for group in self._groups:
-            parts.append(group.last(q[start : start + group.count], k, v, prefixes, scale))
+            parts.append(group.last_tokens(q[start : start + group.count], k, v, prefixes, scale))
             start += group.count
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class _Group:
-    """Sequences of like length on one prefix, from `row` of the packed row on."""
+    """Sequences of similar length on one prefix, which begin at place `row` of the packed row."""
 
     def __init__(self, spans: Sequence[Span], row: int, send: Send) -> None:
         lengths = np.array([span.length for span in spans])
@@ -146,7 +148,7 @@ class _Group:
         if self._prefix_length:
             self._mask = send(np.tri(self._longest, self._prefix_length + self._longest, self._prefix_length, dtype=bool))
 
-    def every(
+    def all_tokens(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float
     ) -> torch.Tensor:
         out = F.scaled_dot_product_attention(
@@ -161,7 +163,7 @@ class _Group:
         flat = out.transpose(1, 2).reshape(self.count * self._longest, -1)
         return flat if self._scatter is None else flat.index_select(0, self._scatter)
 
-    def last(
+    def last_tokens(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float
     ) -> torch.Tensor:
         out = F.scaled_dot_product_attention(
@@ -175,11 +177,12 @@ class _Group:
         return out.reshape(self.count, -1)
 
     def _padded(self, x: torch.Tensor) -> torch.Tensor:
-        """(T, heads, head_dim) -> (sequences, heads, longest, head_dim)."""
+        """Pads (T, heads, head_dim) to (sequences, heads, longest, head_dim)."""
         rows = x[self._rows] if self._gather is None else x.index_select(0, self._gather)
         return rows.view(self.count, self._longest, *x.shape[1:]).transpose(1, 2)
 
     def _with_prefix(self, x: torch.Tensor, prefixes: Sequence[PrefixKeys], part: int) -> torch.Tensor:
+        """Puts the prefix's keys (`part` 0) or values (1) before those of every sequence."""
         if not self._prefix_length:
             return x
         prefix = prefixes[self._prefix][part][: self._prefix_length].transpose(0, 1)
@@ -187,6 +190,7 @@ class _Group:
 
 
 def _alike(first: Span, other: Span) -> bool:
+    """Tells whether two sequences may share a group."""
     same_prefix = (first.prefix, first.prefix_length) == (other.prefix, other.prefix_length)
     shorter, longer = sorted((first.length, other.length))
     return same_prefix and (longer <= shorter * GROUP_RATIO or longer - shorter <= GROUP_SLACK)

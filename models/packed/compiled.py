@@ -1,7 +1,7 @@
-"""Compiled layers: what is before attention and after it, each as one function that torch.compile fuses for all layers.
+"""Compiled layers: a layer's work before attention and its work after, each fused by torch.compile, once for all layers.
 
 The stock layer reads and writes 11.5 MB a token outside matrix products and attention (2B model, bfloat16); fused it is 2.3 MB.
-Compiled in the warm-up and never later: a shape that was not foreseen is run as it stands.
+Layers are compiled in the warm-up and never later: a shape that was not foreseen is run uncompiled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Stepped(Protocol):
-    """A model whose layers are run by functions of tensors alone: `steps` is a dataclass of them."""
+    """A model whose layers are run by functions of tensors alone, which are the fields of the dataclass `steps`."""
 
     steps: Any
 
@@ -31,9 +31,10 @@ class Stepped(Protocol):
 def compile_steps(
     models: Sequence[Stepped], run: Callable[[], Sequence[npt.NDArray[np.float32]]], same: float, backend: Any = "inductor"
 ) -> bool:
-    """Compile all models' steps. They are used only if `run`, which embeds samples of every kind, gives the same unit vectors as
-    before, to a cosine of `same`; else a warning is logged and all stays as it was. `backend` is torch.compile's."""
-    # As another model of this process may have left it.
+    """Compiles all models' steps, and returns whether they are used. They are only if `run`, which embeds samples of every kind,
+    gives the unit vectors that it gave before, to a cosine of `same`; else a warning is logged, and the steps stay as they were.
+    `backend` is torch.compile's."""
+    # Another model of this process may have changed it.
     torch.compiler.set_stance("default")
     expected = run()
     eager = [model.steps for model in models]
@@ -41,7 +42,7 @@ def compile_steps(
     for model, steps in zip(models, eager, strict=True):
         model.steps = _compiled(steps, backend)
     try:
-        # The second time, for what the first has found to vary.
+        # Twice: the first run finds the sizes that vary, the second compiles for any size.
         near = min(nearness(rows, before) for _ in range(2) for rows, before in zip(run(), expected, strict=True))
         fault = "" if near >= same else f"they give other vectors (cosine {near:.4f})"
     except Exception as error:
@@ -51,7 +52,7 @@ def compile_steps(
             model.steps = steps
         log.warning("the layers are not compiled: %s", fault)
         return False
-    # A compilation takes seconds, in which nothing would be answered.
+    # A compilation takes seconds, in which no request would be answered.
     torch.compiler.set_stance("eager_on_recompile")
     log.info("layers compiled in %.1f s", time.perf_counter() - started)
     return True

@@ -1,9 +1,9 @@
 """Qwen3's decoder over a checkpoint's own weights, for tokens packed into one row: the text model of Qwen3-VL too.
 
 transformers' Qwen3Model is the reference: RMSNorm before attention and MLP, normed queries and keys under RoPE, grouped causal
-attention, SwiGLU; and Qwen3VLTextModel, where deepstack features are added to the image rows after the first layers. In the last
-layer queries, output and MLP are computed for the pooled rows alone. What comes before attention and what comes after are
-functions of tensors alone, so that they can be compiled once for all layers.
+attention, SwiGLU; and Qwen3VLTextModel, which adds deepstack features to the image rows after the first layers. The last layer
+computes queries, output and MLP for the pooled rows alone. A layer's work before attention and its work after are functions of
+tensors alone, so that each is compiled once for all layers.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ import torch.nn.functional as F
 
 from models.base import ModelLoadError
 from models.packed.attention import CausalAttention, Heads, PrefixKeys
-
-# Cosine and sine of every token's angles, each (T, 1, head_dim).
-Rotation = tuple[torch.Tensor, torch.Tensor]
+from models.packed.rotary import Rotation, per_token, rotate
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """Weights of a decoder layer, matrices as (out, in): queries, keys and values in one, gate and up in one."""
+class DecoderLayer:
+    """Weights of a decoder layer, matrices as (out, in): queries, keys and values are joined, and so are gate and up."""
 
     input_norm: torch.Tensor
     qkv: torch.Tensor
@@ -38,8 +36,8 @@ class Layer:
     down: torch.Tensor
 
     @classmethod
-    def take(cls, module: Any) -> Layer:
-        """From a Qwen3DecoderLayer, whose own matrices are given up as they are joined."""
+    def from_module(cls, module: Any) -> DecoderLayer:
+        """Takes the weights of a Qwen3DecoderLayer, which loses the matrices that are joined."""
         attention, mlp = module.self_attn, module.mlp
         qkv, qkv_bias = _join(attention, "q_proj", "k_proj", "v_proj")
         gate_up, _ = _join(mlp, "gate_proj", "up_proj")
@@ -59,7 +57,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What a layer's weights do not tell. `heads` is queries, keys and values."""
+    """Sizes that a layer's weights do not tell. `heads` counts the heads of queries, of keys and of values."""
 
     heads: tuple[int, int, int]
     head_dim: int
@@ -73,26 +71,28 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class ImageRows:
-    """Where in the row the image tokens are, int64 (image tokens,), and the deepstack features of each of the first layers."""
+    """The places of image tokens in a row, int64 (image tokens,), and the deepstack features that each of the first layers adds
+    there, (image tokens, width)."""
 
     rows: torch.Tensor
     deepstack: Sequence[torch.Tensor]
 
 
 def project(
-    hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layer: Layer, sizes: Sizes
+    hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layer: DecoderLayer, sizes: Sizes
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Before attention: queries, keys (both normed and rotated) and values, each (T, heads, head_dim)."""
+    """Does a layer's work before attention: returns queries and keys, both normed and rotated, and values, each
+    (T, heads, head_dim)."""
     normed = F.rms_norm(hidden, hidden.shape[-1:], layer.input_norm, sizes.epsilon)
     qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(hidden.shape[0], -1, sizes.head_dim)
     q, k, v = torch.split(qkv, list(sizes.heads), dim=1)
     q = F.rms_norm(q, q.shape[-1:], layer.q_norm, sizes.epsilon)
     k = F.rms_norm(k, k.shape[-1:], layer.k_norm, sizes.epsilon)
-    return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+    return rotate(q, cos, sin), rotate(k, cos, sin), v
 
 
-def finish(hidden: torch.Tensor, attended: torch.Tensor, layer: Layer, sizes: Sizes) -> torch.Tensor:
-    """After attention: output projection and MLP, each added to what came in."""
+def finish(hidden: torch.Tensor, attended: torch.Tensor, layer: DecoderLayer, sizes: Sizes) -> torch.Tensor:
+    """Does a layer's work after attention: output projection and MLP, each added to its input."""
     hidden = hidden + F.linear(attended, layer.out, layer.out_bias)
     normed = F.rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, sizes.epsilon)
     gate, up = F.linear(normed, layer.gate_up).chunk(2, dim=-1)
@@ -100,25 +100,26 @@ def finish(hidden: torch.Tensor, attended: torch.Tensor, layer: Layer, sizes: Si
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
-    """The functions of a layer, as they are run."""
+class DecoderSteps:
+    """The functions that run a layer: as they are written, or compiled."""
 
     project: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = project
     finish: Callable[..., torch.Tensor] = finish
 
 
-def is_plain(config: Any) -> bool:
-    """Whether attention is causal in every layer, over all that comes before: what a Decoder knows."""
+def is_causal(config: Any) -> bool:
+    """Tells whether, by a model's config, every layer attends to all tokens before and to none after: what a Decoder computes."""
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     causal = getattr(config, "is_causal", True) is not False and not getattr(config, "use_bidirectional_attention", False)
     return causal and layers == {"full_attention"}
 
 
 class Decoder:
-    """Embedding, layers and final norm of a Qwen3Model as transformers loads it: taken over, and of no other use."""
+    """Embedding, layers and final norm of a Qwen3Model, as transformers loads it. The module's weights are taken over: it cannot
+    be run by itself any more."""
 
     def __init__(self, model: Any) -> None:
-        """Raises ModelLoadError for an activation that is not known here."""
+        """Raises ModelLoadError for another activation than silu."""
         config = model.config
         if config.hidden_act != "silu":
             raise ModelLoadError(
@@ -127,7 +128,7 @@ class Decoder:
         self._embed = model.embed_tokens.weight.data
         self._rotary = model.rotary_emb
         self._norm = model.norm.weight.data
-        self.layers = [Layer.take(layer) for layer in model.layers]
+        self.layers = [DecoderLayer.from_module(layer) for layer in model.layers]
         self.sizes = Sizes(
             heads=(config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads),
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
@@ -135,17 +136,16 @@ class Decoder:
         )
         self.vocabulary = len(self._embed)
         self.scale = self.sizes.head_dim**-0.5
-        self.steps = Steps()
+        self.steps = DecoderSteps()
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """int64 (T,) -> (T, width)."""
+        """Embeds token ids, int64 (T,), as (T, width)."""
         return F.embedding(token_ids, self._embed)
 
     def rotation(self, hidden: torch.Tensor, positions: torch.Tensor) -> Rotation:
-        """By the checkpoint's own rotary module, in the dtype of `hidden`. Of positions int64 (3, T) the first counts: those of
-        a text are all three the same."""
-        cos, sin = self._rotary(hidden, positions[:1])
-        return cos[0].unsqueeze(1), sin[0].unsqueeze(1)
+        """Returns cosine and sine by the checkpoint's own rotary module, in the dtype of `hidden`. Of positions int64 (3, T) the
+        first row counts: a text's rows are equal."""
+        return per_token(*self._rotary(hidden, positions[:1]))
 
     def run(
         self,
@@ -156,7 +156,8 @@ class Decoder:
         prefixes: Sequence[Sequence[PrefixKeys]] = (),
         images: ImageRows | None = None,
     ) -> torch.Tensor:
-        """All layers over embedded tokens (T, width); the normed hidden states of `last_rows`, int64 (sequences,).
+        """Runs all layers over embedded tokens, (T, width), and returns the normed hidden states of the tokens at `last_rows`,
+        int64 (sequences,): (sequences, width).
 
         `prefixes[i]` has the keys and values of prefix i in every layer.
         """
@@ -166,34 +167,31 @@ class Decoder:
             keys = [prefix[index] for prefix in prefixes]
             q, k, v = self.steps.project(hidden, cos, sin, layer, self.sizes)
             if index == final:
-                attended = attention.last(q[last_rows], k, v, keys, self.scale)
+                attended = attention.last_tokens(q[last_rows], k, v, keys, self.scale)
                 hidden = self.steps.finish(hidden[last_rows], attended, layer, self.sizes)
             else:
-                hidden = self.steps.finish(hidden, attention.every(q, k, v, keys, self.scale), layer, self.sizes)
+                attended = attention.all_tokens(q, k, v, keys, self.scale)
+                hidden = self.steps.finish(hidden, attended, layer, self.sizes)
                 if images is not None and index < len(images.deepstack):
                     hidden.index_add_(0, images.rows, images.deepstack[index].to(hidden.dtype))
         # No deepstack after the final layer: the last token is the template's, never an image's.
         return F.rms_norm(hidden, hidden.shape[-1:], self._norm, self.sizes.epsilon)
 
     def keys(self, hidden: torch.Tensor, positions: torch.Tensor, attention: CausalAttention) -> list[PrefixKeys]:
-        """Every layer's keys and values of a text that stands at the beginning: causality makes them the same in every input."""
+        """Returns every layer's keys and values of a prefix, embedded as (T, width): causality makes them the same in every input
+        that begins with it."""
         cos, sin = self.rotation(hidden, positions)
         found: list[PrefixKeys] = []
         for layer in self.layers:
             q, k, v = self.steps.project(hidden, cos, sin, layer, self.sizes)
             found.append((k.clone(), v.clone()))
-            hidden = self.steps.finish(hidden, attention.every(q, k, v, (), self.scale), layer, self.sizes)
+            hidden = self.steps.finish(hidden, attention.all_tokens(q, k, v, (), self.scale), layer, self.sizes)
         return found
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding of (T, heads, head_dim), halves paired as transformers pairs them."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
 def _join(module: Any, *names: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Matrices that read the same input, as one; each is given up at once, so that no layer is in memory twice."""
+    """Joins matrices, and biases, that read the same input. The module loses its own at once, so that no layer is in memory
+    twice."""
     linears = [getattr(module, name) for name in names]
     weight = torch.cat([linear.weight.data for linear in linears])
     bias = None if linears[0].bias is None else torch.cat([linear.bias.data for linear in linears])

@@ -1,17 +1,19 @@
-"""A decoder as CUDA graphs: a small batch is one launch, and next to nothing for the interpreter to do.
+"""A decoder as CUDA graphs: a small batch is one launch, and next to no work for the interpreter.
 
 A graph replays fixed shapes from fixed memory, so there is one for each of some numbers of tokens, the buckets. A batch is
-written into the memory of the smallest that holds it; what is left over is one more sequence, of no use to anyone, and sequences
-that are not needed are empty. Prefixes are computed with their inputs: for a batch so small the device hardly notices.
+written into the memory of the smallest graph that holds it; the tokens that are left over form one more sequence, whose vector is
+dropped, and sequences that are not needed are empty. Prefixes are computed with their inputs: in so small a batch they cost the
+device little.
 
-Captured in the warm-up, by the thread that replays them; one that gives other vectors than the forward without it is not used.
+Graphs are captured in the warm-up, by the thread that replays them. A graph that gives other vectors than the eager forward is
+not used.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,42 +23,43 @@ import torch
 
 from models.base import PreparedInput
 from models.packed.decoder import Decoder
-from models.packed.layout import PackedRow
 from models.packed.staging import Staging
+from models.packed.token_row import TokenRow
 from models.packed.varlen import Bounds, VarlenAttention
 from models.vectors import nearness
 
 log = logging.getLogger(__name__)
 
-# Near enough that a batch fills its bucket to three quarters at the least, but for the smallest. Beyond the largest the device is
-# busy for longer than the interpreter needs to launch the same work piece by piece.
+# Tokens of a graph. Every step is small enough that a batch fills at least three quarters of its bucket, but for the smallest.
+# Beyond the largest the device takes longer for the work than the interpreter takes to launch it piece by piece.
 BUCKETS = (32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
-# The template alone has more. A batch of more sequences than so many tokens each make is run without a graph.
-FEWEST_TOKENS = 16
+# Tokens of the shortest sequence that a graph makes room for: the chat template alone has more. A batch of more sequences than
+# that allows is run without a graph.
+MIN_TOKENS = 16
 # Replays that are timed; the fastest counts.
-TIMED = 5
+TIMED_RUNS = 5
 
-# The hidden states of last tokens, float32 (sequences, width) -> unit vectors.
-Head = Callable[[torch.Tensor], torch.Tensor]
+# Makes unit vectors of pooled hidden states, each float32 (sequences, width).
+ToVectors = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Recorder(Protocol):
-    """Makes a function of no arguments replayable. What it returned is filled anew by every replay."""
+    """Makes a function of no arguments replayable. Every replay writes its result into the tensor that was returned first."""
 
     def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]: ...
 
 
 class CudaRecorder:
-    """CUDA graphs, which share one pool of memory: no two of them run at once."""
+    """Records CUDA graphs, which share one pool of memory: no two of them may run at once."""
 
     def __init__(self, device: torch.device) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        # One for all: libraries keep a workspace for every stream that they have seen.
+        # One stream for all graphs: libraries keep a workspace for every stream that they have seen.
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
         current = torch.cuda.current_stream(self._stream.device)
-        # Libraries allocate and choose their kernels in the first runs: not while a graph is captured.
+        # In their first runs libraries allocate memory and choose their kernels, which a capture does not allow.
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             for _ in range(2):
@@ -69,19 +72,19 @@ class CudaRecorder:
 
 
 class TokenGraph:
-    """A decoder over `tokens` tokens in at most `sequences` sequences, the left-over one not counted."""
+    """The graph of one bucket: a decoder over `tokens` tokens in at most `sequences` sequences, the left-over one not counted."""
 
-    def __init__(self, tokens: int, decoder: Decoder, head: Head, staging: Staging, recorder: Recorder) -> None:
+    def __init__(self, tokens: int, decoder: Decoder, to_vectors: ToVectors, staging: Staging, recorder: Recorder) -> None:
         self.tokens = tokens
-        self.sequences = tokens // FEWEST_TOKENS
+        self.sequences = tokens // MIN_TOKENS
         slots = self.sequences + 1
         self._staging = staging
-        # One block, so that one copy brings a batch: 64-bit numbers first, then the 32-bit ones.
+        # One block of memory, so that one copy brings a batch: 64-bit numbers first, then the 32-bit ones.
         words = 4 * tokens + slots
         self._host = staging.keep(8 * words + 4 * (slots + 1))
         self._device = torch.zeros_like(self._host, device=staging.device)
-        self._token_ids, self._positions, self._last_rows, self._starts = _cut(self._host.numpy(), tokens, slots)
-        self._write(_row([PreparedInput(np.zeros(tokens, dtype=np.int64))]))
+        self._token_ids, self._positions, self._last_rows, self._starts = _views(self._host.numpy(), tokens, slots)
+        self._write(TokenRow.lay_out([PreparedInput(np.zeros(tokens, dtype=np.int64))]))
         self._device.copy_(self._host)
 
         longs = self._device[: 8 * words].view(torch.int64)
@@ -91,21 +94,22 @@ class TokenGraph:
         attention = VarlenAttention(Bounds(starts, tokens), single)
 
         def run() -> torch.Tensor:
-            return head(decoder.run(decoder.embed(token_ids), positions, attention, last_rows).float())
+            return to_vectors(decoder.run(decoder.embed(token_ids), positions, attention, last_rows).float())
 
         self._replay, self._rows = recorder.record(run)
-        # A graph knows addresses only: what it reads, and was not allocated in its capture, must not be freed.
+        # A graph knows addresses only: tensors that it reads, and that were allocated before its capture, must be kept alive.
         self._reads = run
 
-    def __call__(self, row: PackedRow) -> torch.Tensor:
-        """Unit vectors of a batch that fits, float32 of shape (sequences, width) on the device, in the order of the row's spans;
-        good until the next replay."""
+    def __call__(self, row: TokenRow) -> torch.Tensor:
+        """Returns the unit vectors of a batch that fits, float32 (sequences, width) on the device, in the order of the row's
+        spans. The next replay overwrites them."""
         self._write(row)
         self._device.copy_(self._host, non_blocking=True)
         self._replay()
         return self._rows[: len(row.spans)]
 
-    def _write(self, row: PackedRow) -> None:
+    def _write(self, row: TokenRow) -> None:
+        """Writes a batch into the host's block."""
         used, count = len(row.token_ids), len(row.spans)
         self._token_ids[:used], self._token_ids[used:] = row.token_ids, 0
         self._positions[:, :used], self._positions[:, used:] = row.positions, 0
@@ -116,50 +120,50 @@ class TokenGraph:
 
 
 class TokenGraphs:
-    """A graph for each bucket, and which batch is worth one."""
+    """The graphs of all buckets, and the choice of one for a batch."""
 
     def __init__(
         self,
         decoder: Decoder,
-        head: Head,
+        to_vectors: ToVectors,
         staging: Staging,
         recorder: Recorder,
-        eager: Callable[[PackedRow], torch.Tensor],
+        eager: Callable[[TokenRow], torch.Tensor],
         same: float,
     ) -> None:
-        """Capture them all, the largest first; `eager` gives the unit vectors, (sequences, width), whose cosine with a replay's
-        must be `same` or more."""
+        """Captures all graphs, the largest first. `eager` gives a row's unit vectors, (sequences, width), without a graph; a
+        graph is used only if the cosine of its vectors with those is `same` or more."""
         self._graphs: dict[int, TokenGraph] = {}
         self._seconds: dict[int, float] = {}
         self._eager_seconds = 0.0
         rng = np.random.default_rng(0)
         for tokens in sorted(BUCKETS, reverse=True):
             try:
-                graph = TokenGraph(tokens, decoder, head, staging, recorder)
+                graph = TokenGraph(tokens, decoder, to_vectors, staging, recorder)
             except Exception as error:
                 log.warning("no graph can be captured here: %s: %s", type(error).__name__, " ".join(str(error).split())[:200])
                 break
-            rows = [_row(draw(rng, tokens, graph.sequences, decoder.vocabulary)) for _ in range(2)]
+            rows = [TokenRow.lay_out(draw(rng, tokens, graph.sequences, decoder.vocabulary)) for _ in range(2)]
             near = min(nearness(staging.fetch(graph(row)), staging.fetch(eager(row))) for row in rows)
             if not near >= same:
                 log.warning("the graph of %d tokens gives other vectors (cosine %.4f); it is not used", tokens, near)
                 continue
             self._graphs[tokens] = graph
             self._seconds[tokens] = _fastest(partial(graph, rows[0]), staging)
-            # The least that a batch takes without a graph: the interpreter's time to launch it.
+            # The last, of the smallest bucket, is the least that a batch takes without a graph: the time to launch it.
             self._eager_seconds = _fastest(partial(eager, rows[0]), staging)
 
     def __len__(self) -> int:
         return len(self._graphs)
 
     def report(self) -> str:
-        """One line for the log."""
+        """Returns one line for the log: how many graphs there are, and how long each takes."""
         times = ", ".join(f"{tokens}: {seconds * 1e3:.1f}" for tokens, seconds in sorted(self._seconds.items()))
         return f"{len(self)} graphs, ms by tokens: {times}; the least without one: {self._eager_seconds * 1e3:.1f} ms"
 
     def choose(self, tokens: int, sequences: int, saved: int) -> TokenGraph | None:
-        """The graph for so many tokens of text in so many sequences, if one is sooner done than the forward without, which reads
-        `saved` tokens of prefixes less."""
+        """Returns the graph for a batch of so many tokens and sequences, None if the eager forward is done sooner: it takes
+        `saved` of the tokens from prefixes, and need not compute them."""
         graph = self._smallest(tokens)
         if graph is None or graph.tokens > 2 * tokens or sequences > graph.sequences:
             return None
@@ -167,36 +171,33 @@ class TokenGraphs:
         return graph if self._seconds[graph.tokens] <= max(self._eager_seconds, self._seconds[shorter.tokens]) else None
 
     def _smallest(self, tokens: int) -> TokenGraph | None:
+        """Returns the smallest graph that holds so many tokens."""
         fitting = [bucket for bucket in self._graphs if bucket >= tokens]
         return self._graphs[min(fitting)] if fitting else None
 
 
 def draw(rng: np.random.Generator, tokens: int, sequences: int, vocabulary: int) -> list[PreparedInput]:
-    """A batch of random sequences, some short and one long, that leaves some of `tokens` over."""
+    """Draws a batch of random sequences, some short and one long, that leaves some of `tokens` over."""
     budget = tokens - int(rng.integers(0, tokens // 4))
     lengths: list[int] = []
-    while len(lengths) < sequences - 1 and budget - sum(lengths) > 2 * FEWEST_TOKENS:
-        lengths.append(int(rng.integers(FEWEST_TOKENS, budget - sum(lengths) - FEWEST_TOKENS)))
+    while len(lengths) < sequences - 1 and budget - sum(lengths) > 2 * MIN_TOKENS:
+        lengths.append(int(rng.integers(MIN_TOKENS, budget - sum(lengths) - MIN_TOKENS)))
     lengths.append(budget - sum(lengths))
     return [PreparedInput(rng.integers(0, vocabulary, length)) for length in lengths]
 
 
-def _cut(host: npt.NDArray[np.uint8], tokens: int, slots: int) -> tuple[npt.NDArray[Any], ...]:
-    """Views of a graph's block: token ids (tokens,), positions (3, tokens), last rows (slots,), starts (slots + 1,)."""
+def _views(host: npt.NDArray[np.uint8], tokens: int, slots: int) -> tuple[npt.NDArray[Any], ...]:
+    """Returns the parts of a graph's block, as views: token ids (tokens,), positions (3, tokens), last rows (slots,), starts
+    (slots + 1,)."""
     words = 4 * tokens + slots
     longs = host[: 8 * words].view(np.int64)
     return longs[:tokens], longs[tokens : 4 * tokens].reshape(3, tokens), longs[4 * tokens :], host[8 * words :].view(np.int32)
 
 
-def _row(batch: Sequence[PreparedInput]) -> PackedRow:
-    """A batch without prefixes."""
-    return PackedRow.lay_out(batch, [None] * len(batch))
-
-
 def _fastest(run: Callable[[], torch.Tensor], staging: Staging) -> float:
-    """Seconds, rows fetched."""
+    """Returns the fastest of some runs in seconds, the copy to the host included."""
     seconds = []
-    for _ in range(TIMED):
+    for _ in range(TIMED_RUNS):
         started = time.perf_counter()
         staging.begin()
         staging.fetch(run())

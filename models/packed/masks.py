@@ -1,4 +1,5 @@
-"""Attention within sequences under a mask: which tokens see which, or what is added to their scores, by a sequence's length."""
+"""Attention within sequences under a mask, which says by a sequence's length which tokens see which, or what is added to the
+scores of attention."""
 
 from __future__ import annotations
 
@@ -8,13 +9,17 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 
-# What is added to the scores of a sequence of so many tokens, or which of them count: broadcast to (heads, length, length).
+# Makes the mask of a sequence of so many tokens, that of torch's scaled product: bool for what counts, or a bias on the scores;
+# broadcast to (heads, length, length).
 Mask = Callable[[int], torch.Tensor | None]
+# Attention of a planned batch, whose tokens may see those after them: takes queries, keys, values and the scale, each
+# (T, heads, head_dim), and returns (T, heads * head_dim).
+BidirectionalAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
-def masked(lengths: Sequence[int], mask: Mask) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]:
-    """Attention within each sequence under the mask of its length, by torch's scaled product: one call for those of one length
-    that lie side by side. On any device, in any dtype."""
+def masked(lengths: Sequence[int], mask: Mask) -> BidirectionalAttention:
+    """Plans attention within each sequence under the mask of its length, by torch's scaled product on any device and in any
+    dtype: one call for those of one length that lie side by side."""
     runs = [(length, len(list(run)), mask(length)) for length, run in groupby(lengths)]
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
@@ -29,19 +34,19 @@ def masked(lengths: Sequence[int], mask: Mask) -> Callable[[torch.Tensor, torch.
     return attend
 
 
-def everything(length: int) -> None:
-    """No mask: all tokens see all."""
+def no_mask(length: int) -> None:
+    """Returns the mask under which all tokens see all."""
 
 
 class Window:
-    """Which tokens see which: those at most `reach` apart."""
+    """The mask under which tokens see each other that are at most `reach` apart."""
 
     def __init__(self, reach: int, device: torch.device) -> None:
         self.reach = reach
         self._seen = torch.ones(1, 1, dtype=torch.bool, device=device)
 
     def __call__(self, length: int) -> torch.Tensor | None:
-        """bool (length, length), None where all see all."""
+        """Returns bool (length, length), None if the sequence is so short that all tokens see all."""
         if length <= self.reach + 1:
             return None
         if len(self._seen) < length:

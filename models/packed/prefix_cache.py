@@ -1,7 +1,7 @@
 """Keys and values of instructions' prefixes, computed once and kept while they are used: a bounded LRU.
 
-A prefix is the tokens that every input with one instruction begins with. One that hardly comes again is not worth a pass of its
-own, and a batch of many instructions must not make many: where there are more of them than are kept, they would take turns.
+A prefix is the tokens that every input with one instruction begins with. A prefix that hardly comes again is not worth a pass of
+its own. A batch of many instructions must not compute many prefixes: more than are kept would only evict each other.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ import torch
 
 from models.base import PreparedInput
 
-# In tokens: 112 KiB each in bfloat16 for the 2B model. A longer prefix is computed with its input.
+# Tokens of all prefixes that are kept: 112 KiB each in bfloat16 for the 2B model.
 MAX_TOKENS = 2048
+# A longer prefix is computed with its input.
 MAX_PREFIX_TOKENS = 256
-# Prefixes that are counted, and the inputs that make one worth computing.
-MAX_SEEN = 4096
-WORTH_SIGHTINGS = 3
-# Prefixes computed for one batch.
+# Prefixes whose inputs are counted; the least recently counted is forgotten first.
+MAX_COUNTED = 4096
+# Inputs that make a prefix worth computing.
+MIN_INPUTS = 3
+# Prefixes computed for one batch, at most.
 MAX_NEW = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefix:
-    """`layers` holds keys and values, each (length, key-value heads, head_dim), for every layer."""
+    """A computed prefix: `layers` has its keys and values, each (length, key-value heads, head_dim), for every layer."""
 
     key: bytes
     length: int
@@ -36,19 +38,20 @@ class Prefix:
 
 
 class PrefixCache:
-    """For the device's thread alone. `compute` runs the model over a prefix's token ids, int64 of shape (length,)."""
+    """Computed prefixes, by their token ids. Only the device's thread may use it. `compute` runs the model over a prefix's token
+    ids, int64 (length,)."""
 
     def __init__(self, compute: Callable[[npt.NDArray[np.int64]], Sequence[tuple[torch.Tensor, torch.Tensor]]]) -> None:
         self._compute = compute
         self._kept: OrderedDict[bytes, Prefix] = OrderedDict()
         self._tokens = 0
-        self._sightings: OrderedDict[bytes, int] = OrderedDict()
+        self._counted: OrderedDict[bytes, int] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def for_batch(self, batch: Sequence[PreparedInput]) -> list[Prefix | None]:
-        """Each input's prefix, None where it is computed with the input."""
+        """Returns each input's prefix, None if its first tokens are to be computed with the rest."""
         keys = [item.token_ids[: item.prefix_tokens].tobytes() for item in batch]
         found: dict[bytes, Prefix] = {}
         computed = 0
@@ -57,25 +60,26 @@ class PrefixCache:
             if prefix := self._kept.get(key):
                 self._kept.move_to_end(key)
                 found[key] = prefix
-            elif self._see(key, count) >= WORTH_SIGHTINGS and computed < MAX_NEW:
+            elif self._count(key, count) >= MIN_INPUTS and computed < MAX_NEW:
                 found[key] = self._add(key)
                 computed += 1
         return [found.get(key) for key in keys]
 
-    def _see(self, key: bytes, count: int) -> int:
-        """How often a prefix has been seen; never often enough where it is empty or too long."""
+    def _count(self, key: bytes, count: int) -> int:
+        """Counts `count` more inputs with a prefix, and returns how many there have been; 0 if it is empty or too long."""
         if not 0 < len(key) <= MAX_PREFIX_TOKENS * np.dtype(np.int64).itemsize:
             return 0
-        seen = self._sightings[key] = self._sightings.pop(key, 0) + count
-        if len(self._sightings) > MAX_SEEN:
-            self._sightings.popitem(last=False)
-        return seen
+        total = self._counted[key] = self._counted.pop(key, 0) + count
+        if len(self._counted) > MAX_COUNTED:
+            self._counted.popitem(last=False)
+        return total
 
     def _add(self, key: bytes) -> Prefix:
+        """Computes a prefix and keeps it; the least recently used ones make room."""
         token_ids = np.frombuffer(key, dtype=np.int64).copy()
         prefix = self._kept[key] = Prefix(key, len(token_ids), self._compute(token_ids))
         self._tokens += prefix.length
-        self._sightings.pop(key, None)
+        self._counted.pop(key, None)
         while self._tokens > MAX_TOKENS:
             self._tokens -= self._kept.popitem(last=False)[1].length
         return prefix

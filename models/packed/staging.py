@@ -1,8 +1,8 @@
-"""Staging: the way of a batch's arrays to the device, and of its rows back.
+"""Staging: copies a batch's arrays to the device, and its rows back.
 
 On CUDA arrays are written into page-locked memory that is kept from batch to batch, and copied in the order of the device's work;
-nothing waits on the host but for the rows. One batch runs at a time, so that there is nothing for a copy to overlap with, and no
-second stream to keep in step. On a CPU an array is where it should be.
+the host waits for the rows alone. One batch runs at a time: no copy can overlap with another batch, so there is no second stream
+to synchronise. On a CPU arrays stay where they are.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-# What most batches take, in bytes; it grows to what the largest has needed.
+# Page-locked memory at first, in bytes: enough for most batches. It grows to what the largest has needed.
 FIRST_BYTES = 1 << 20
-# Every array begins at a multiple of this, the widest load of a device.
+# Every array begins at a multiple of so many bytes, the widest load of a device.
 ALIGNMENT = 16
 
 
 class Staging:
-    """For the device's thread alone, and one batch at a time: `begin` gives the last one's memory to the next."""
+    """Page-locked memory for one batch at a time: `begin` gives the last batch's to the next. Only the device's thread may use
+    it."""
 
     def __init__(self, device: torch.device, pinned: bool | None = None) -> None:
-        """`pinned` tells whether there is a device to copy to, by default a CUDA device; with it set, a CPU plays one."""
+        """`pinned` tells whether arrays are copied through page-locked memory, by default if the device is CUDA; set, it has a
+        CPU play such a device."""
         self.device = device
         self._pinned = device.type == "cuda" if pinned is None else pinned
         self._host = torch.empty(0, dtype=torch.uint8)
@@ -32,7 +34,7 @@ class Staging:
         self._under_way = False
 
     def begin(self) -> None:
-        """The arrays sent so far are done with."""
+        """Starts a batch: the memory of all arrays that were sent before is used again."""
         if self._under_way and self.device.type == "cuda":
             # A batch whose rows were not fetched has failed, and may have left copies behind, of a prefix that is kept.
             torch.cuda.synchronize(self.device)
@@ -40,11 +42,11 @@ class Staging:
         self._under_way = True
 
     def send(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """An array on the device, in its shape and dtype."""
+        """Returns an array on the device, in its shape and dtype."""
         return self.send_joined([array])
 
     def send_joined(self, arrays: Sequence[npt.NDArray[Any]]) -> torch.Tensor:
-        """Arrays of one dtype, joined along their first axis, on the device."""
+        """Returns arrays of one dtype on the device, joined along their first axis."""
         if not self._pinned:
             (array, *more) = arrays
             return torch.from_numpy(np.concatenate(arrays) if more else np.ascontiguousarray(array))
@@ -54,11 +56,11 @@ class Staging:
         return host.to(self.device, non_blocking=True, copy=True)
 
     def keep(self, size: int) -> torch.Tensor:
-        """Page-locked memory of so many bytes for good, all zero: uint8 (size,)."""
+        """Returns page-locked memory that no batch uses again, all zero: uint8 (size,)."""
         return torch.zeros(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
 
     def fetch(self, rows: torch.Tensor) -> npt.NDArray[Any]:
-        """Rows from the device, once all that leads to them has been computed; the caller's own."""
+        """Waits for rows to be computed on the device, and returns a copy of them, which is the caller's own."""
         if not self._pinned:
             return rows.numpy()
         host = self._reserve(tuple(rows.shape), _numpy_dtype(rows.dtype))
@@ -72,11 +74,11 @@ class Staging:
         return host.numpy().copy()
 
     def _reserve(self, shape: Sequence[int], dtype: np.dtype[Any]) -> torch.Tensor:
-        """A part of the page-locked memory that nothing else of this batch uses."""
+        """Returns a part of the page-locked memory that no other array of this batch uses."""
         size = int(np.prod(shape)) * dtype.itemsize
         start = -self._used % ALIGNMENT + self._used
         if start + size > len(self._host):
-            # What was reserved before lives on in its tensors until the device has read it.
+            # The old memory lives on in its tensors until the device has read them.
             grown = max(FIRST_BYTES, 2 * (start + size))
             self._host = self.keep(grown)
             start = 0

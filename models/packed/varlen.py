@@ -1,8 +1,9 @@
-"""Attention by torch's varlen kernel: all sequences of a packed row in one call, at whatever lengths. CUDA, half precision.
+"""Attention by torch's varlen kernel: all sequences of a packed row in one call, of any lengths. CUDA, half precision.
 
-What stands on a prefix is a cascade: its tokens' attention to the prefix, all of them as one sequence for each prefix, and their
-causal attention to each other, merged by the log of the sums that the two softmaxes divide by (as Flash Attention merges the
-parts of long sequences). The kernel's conventions differ between versions of torch: it is used only where it agrees with SDPA.
+Sequences that stand on a prefix take a cascade: the attention of their tokens to the prefix, of all sequences on one prefix in
+one call, and their causal attention to each other. The two are merged by the logarithms of the sums that their softmaxes divide
+by (as Flash Attention merges the parts of long sequences). The kernel's conventions differ between versions of torch: it is used
+only if it agrees with SDPA.
 """
 
 from __future__ import annotations
@@ -18,48 +19,51 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.packed.attention import AttentionKernel, CausalAttention, Heads, PrefixKeys, SdpaKernel, Send, Span, WholeAttention
-from models.packed.masks import Window
+from models.packed.attention import AttentionKernel, CausalAttention, Heads, PrefixKeys, SdpaKernel, Send, Span
+from models.packed.masks import BidirectionalAttention, Window
 
 log = logging.getLogger(__name__)
 
+# Keys that a query sees before its own place and after it, as the kernel counts them; -1 is no limit.
 CAUSAL = (-1, 0)
-WHOLE = (-1, -1)
-# Half precision rounds to 2 ** -8; a mistaken mask or merge is off by the order of 1.
+UNLIMITED = (-1, -1)
+# The largest difference from SDPA. Half precision rounds to 2 ** -8; a mistaken mask or merge is off by the order of 1.
 AGREEMENT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Where the sequences of a packed row begin: int32 of shape (sequences + 1,), and no sequence is longer than `longest`."""
+    """The places where the sequences of a packed row begin, and the last one ends: int32 (sequences + 1,). No sequence is longer
+    than `longest`."""
 
     starts: torch.Tensor
     longest: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int], send: Send) -> Bounds:
+    def from_lengths(cls, lengths: Sequence[int], send: Send) -> Bounds:
         return cls(send(np.cumsum([0, *lengths], dtype=np.int32)), max(lengths))
 
 
 class VarlenKernel:
-    """torch.nn.attention.varlen. Raises ImportError where torch has none."""
+    """Attention by torch.nn.attention.varlen."""
 
     def __init__(self) -> None:
+        """Raises ImportError if torch has no such kernel."""
         _varlen()
 
     def causal(self, spans: Sequence[Span], send: Send) -> CausalAttention:
         first = next((i for i, span in enumerate(spans) if span.prefix_length), len(spans))
-        own = Bounds.of([span.length for span in spans], send)
-        return VarlenAttention(own, send(np.arange(len(spans) + 1, dtype=np.int32)), Cascade.of(spans[first:], send))
+        own = Bounds.from_lengths([span.length for span in spans], send)
+        return VarlenAttention(own, send(np.arange(len(spans) + 1, dtype=np.int32)), Cascade.from_spans(spans[first:], send))
 
-    def whole(self, lengths: Sequence[int], send: Send) -> WholeAttention:
-        return self._within(lengths, send, WHOLE)
+    def bidirectional(self, lengths: Sequence[int], send: Send) -> BidirectionalAttention:
+        return self._within(lengths, send, UNLIMITED)
 
-    def local(self, lengths: Sequence[int], window: Window, send: Send) -> WholeAttention:
+    def local(self, lengths: Sequence[int], window: Window, send: Send) -> BidirectionalAttention:
         return self._within(lengths, send, (window.reach, window.reach))
 
-    def _within(self, lengths: Sequence[int], send: Send, window: tuple[int, int]) -> WholeAttention:
-        bounds = Bounds.of(lengths, send)
+    def _within(self, lengths: Sequence[int], send: Send, window: tuple[int, int]) -> BidirectionalAttention:
+        bounds = Bounds.from_lengths(lengths, send)
 
         def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
             out: torch.Tensor = _attend(q, k, v, bounds, bounds, scale, window)
@@ -70,8 +74,11 @@ class VarlenKernel:
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
-    """The last `tokens` tokens, of `sequences` sequences, stand on prefixes: `chosen` has the prefix and its length for each run
-    of sequences on one, `rows` and `sequences_each` where their tokens and sequences begin, `keys` where the prefixes' do."""
+    """The attention to prefixes of the last `tokens` tokens of a row, which are those of its last `sequences` sequences.
+
+    Sequences on one prefix form a run. `chosen` has each run's prefix and the length of it that counts; `rows`, `sequences_each`
+    and `keys` have the bounds of the runs in tokens, in sequences and in tokens of their prefixes.
+    """
 
     tokens: int
     sequences: int
@@ -81,7 +88,8 @@ class Cascade:
     keys: Bounds
 
     @classmethod
-    def of(cls, spans: Sequence[Span], send: Send) -> Cascade | None:
+    def from_spans(cls, spans: Sequence[Span], send: Send) -> Cascade | None:
+        """Plans the cascade of spans on prefixes; None for no spans. Raises ValueError if one is on no prefix."""
         if not spans:
             return None
         if not all(span.prefix_length for span in spans):
@@ -92,19 +100,20 @@ class Cascade:
             tokens=sum(tokens),
             sequences=len(spans),
             chosen=[key for key, _ in runs],
-            rows=Bounds.of(tokens, send),
-            sequences_each=Bounds.of([len(run) for _, run in runs], send),
-            keys=Bounds.of([length for (_, length), _ in runs], send),
+            rows=Bounds.from_lengths(tokens, send),
+            sequences_each=Bounds.from_lengths([len(run) for _, run in runs], send),
+            keys=Bounds.from_lengths([length for (_, length), _ in runs], send),
         )
 
     def add(
         self, out: torch.Tensor, sums: torch.Tensor, q: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float, last: bool
     ) -> None:
-        """Merge the prefixes' share into `out` (rows, heads, head_dim), whose log-sum-exp is `sums` (heads, rows), in place."""
+        """Merges the prefixes' share into `out` (rows, heads, head_dim), whose log-sum-exp is `sums` (heads, rows), in place.
+        `last` tells that rows are the sequences' last tokens alone."""
         rows, count = (self.sequences_each, self.sequences) if last else (self.rows, self.tokens)
         k, v = (_joined([prefixes[index][part][:length] for index, length in self.chosen]) for part in (0, 1))
         start = len(q) - count
-        share, share_sums = _attend_with_sums(q[start:], k, v, rows, self.keys, scale, WHOLE)
+        share, share_sums = _attend_with_sums(q[start:], k, v, rows, self.keys, scale, UNLIMITED)
         out[start:] = merge(out[start:], sums[:, start:], share, share_sums)
 
 
@@ -113,22 +122,23 @@ def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 class VarlenAttention:
-    """CausalAttention of sequences within `own`; `single` counts 0, 1, 2 .. for one query of each."""
+    """CausalAttention of sequences within the bounds `own`. `single` is int32 0, 1, 2 .. (sequences + 1,): the bounds of their
+    last tokens."""
 
     def __init__(self, own: Bounds, single: torch.Tensor, cascade: Cascade | None = None) -> None:
         self._own = own
         self._single = Bounds(single, 1)
         self._cascade = cascade
 
-    def every(
+    def all_tokens(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float
     ) -> torch.Tensor:
         return self._run(q, k, v, prefixes, scale, self._own, CAUSAL)
 
-    def last(
+    def last_tokens(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefixes: Sequence[PrefixKeys], scale: float
     ) -> torch.Tensor:
-        return self._run(q, k, v, prefixes, scale, self._single, WHOLE)
+        return self._run(q, k, v, prefixes, scale, self._single, UNLIMITED)
 
     def _run(
         self,
@@ -149,15 +159,16 @@ class VarlenAttention:
 
 
 def merge(one: torch.Tensor, one_sums: torch.Tensor, other: torch.Tensor, other_sums: torch.Tensor) -> torch.Tensor:
-    """Attention to two sets of keys -> attention to both: (T, heads, head_dim), by the log-sum-exp of each, (heads, T)."""
+    """Merges the attention to two sets of keys into the attention to both, (T, heads, head_dim), by their log-sum-exps,
+    (heads, T)."""
     # The softmax over both, written as that of two: exact, and nothing can overflow.
     weight = torch.sigmoid(one_sums - other_sums).t().unsqueeze(-1)
     return torch.lerp(other.float(), one.float(), weight).to(one.dtype)
 
 
 def choose_kernel(device: torch.device, dtype: torch.dtype, heads: Heads, reach: int | None = None) -> AttentionKernel:
-    """The kernel for a model on this device: varlen where torch has it and it agrees with SDPA, else SDPA, with a warning.
-    `reach` is that of the model's windows, None where it has none."""
+    """Chooses a model's kernel: varlen if the device is CUDA in half precision and `trusted_kernel` takes it, else SDPA.
+    `reach` is that of the model's windows, None if it has none."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return SdpaKernel()
     return trusted_kernel(device, dtype, heads, reach)
@@ -165,7 +176,8 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, heads: Heads, reach:
 
 @torch.inference_mode()
 def trusted_kernel(device: torch.device, dtype: torch.dtype, heads: Heads, reach: int | None = None) -> AttentionKernel:
-    """VarlenKernel if it runs and agrees with SDPA on random sequences of every kind, else SdpaKernel, with a warning."""
+    """Returns the VarlenKernel if it runs and agrees with SDPA on random sequences of every kind, else SdpaKernel, with a
+    warning."""
     sdpa = SdpaKernel()
     try:
         off = disagreement(VarlenKernel(), sdpa, device, dtype, heads, reach)
@@ -186,12 +198,13 @@ def disagreement(
     heads: Heads,
     reach: int | None = None,
 ) -> float:
-    """The largest difference of two kernels' outputs, of the order of 1, on random sequences with prefixes and without."""
+    """Returns the largest difference of two kernels' outputs, which are of the order of 1, on random sequences with prefixes and
+    without."""
     generator = torch.Generator().manual_seed(0)
     send: Send = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
 
     def draw(tokens: int, count: int) -> torch.Tensor:
-        # A part of something wider, as values are a part of what a layer projects.
+        # A slice of a wider tensor, since a layer's values are a slice of its projection.
         return torch.randn(tokens, count + 1, heads.size, generator=generator).to(device, dtype)[:, 1:]
 
     spans = [Span(n) for n in (1, 7, 200)] + [Span(5, 0, 14), Span(300, 0, 14), Span(1, 1, 9), Span(40, 1, 30)]
@@ -203,26 +216,28 @@ def disagreement(
     def outputs(kernel: AttentionKernel) -> list[torch.Tensor]:
         on_prefixes, plain = kernel.causal(spans, send), kernel.causal([Span(length) for length in lengths], send)
         found = [
-            on_prefixes.every(q, k, v, prefixes, scale),
-            on_prefixes.last(q[ends], k, v, prefixes, scale),
-            plain.every(q, k, v, (), scale),
-            plain.last(q[ends], k, v, (), scale),
-            # The patches of images: as many heads of keys as of queries.
-            kernel.whole(lengths, send)(k, v, k, scale),
+            on_prefixes.all_tokens(q, k, v, prefixes, scale),
+            on_prefixes.last_tokens(q[ends], k, v, prefixes, scale),
+            plain.all_tokens(q, k, v, (), scale),
+            plain.last_tokens(q[ends], k, v, (), scale),
+            # As many heads of keys as of queries, as of the patches of images.
+            kernel.bidirectional(lengths, send)(k, v, k, scale),
         ]
         if reach is not None:
             found.append(kernel.local(lengths, Window(reach, device), send)(k, v, k, scale))
         return found
 
-    # A difference that is not a number is the worst of all.
+    # A difference that is not a number counts as infinite.
     offs = [(mine.float() - theirs.float()).abs().max() for mine, theirs in zip(outputs(one), outputs(other), strict=True)]
     return float(torch.stack(offs).nan_to_num(nan=torch.inf).max())
 
 
 @dataclass(frozen=True, slots=True)
 class _Varlen:
-    """torch's function. `grouped` is what it asks for where keys have fewer heads than queries, from 2.14 on a flag; `equal`
-    where they have as many: from 2.14 on some of those calls go to cuDNN, which makes a plan for every new shape of a batch."""
+    """torch's function, and its options. `grouped` are those for keys of fewer heads than queries: from torch 2.14 on that needs
+    a flag. `equal` are those for as many heads: from 2.14 on they keep torch from cuDNN, which plans anew for every shape of a
+    batch.
+    """
 
     attend: Any
     with_sums: Any
@@ -262,7 +277,7 @@ def _attend(
 def _attend_with_sums(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, queries: Bounds, keys: Bounds, scale: float, window: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention, and its log-sum-exp of shape (heads, T). Raises ValueError where torch gives it another shape."""
+    """Returns attention and its log-sum-exp, (heads, T). Raises ValueError if torch gives that another shape."""
     out, sums = _attend(q, k, v, queries, keys, scale, window, return_aux=_varlen().with_sums)
     if sums.shape != (q.shape[1], q.shape[0]):
         raise ValueError(f"its log-sum-exp is of shape {tuple(sums.shape)}, not (heads, T)")

@@ -1,7 +1,7 @@
 """Images as the vision tower reads them: size, grid, patches, and the three positions of every token.
 
 Sizes follow the official embedder (QwenLM/Qwen3-VL-Embedding): qwen_vl_utils' smart_resize between its two pixel bounds, in one
-bicubic resize. Patches stay uint8 until they are on the device; the values are normalised there.
+bicubic resize. Patches stay uint8 until they are on the device, where their values are normalised.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ MAX_PIXELS = 1800 * 32 * 32
 
 @dataclass(frozen=True, slots=True)
 class VisionSpec:
-    """How a checkpoint cuts an image: from its image processor and vision config. Means and deviations are in [0, 1]. `whitens`
-    tells whether the one transparent colour that a palette, gray or RGB image may have becomes white."""
+    """How a checkpoint cuts and normalises images, by its image processor. Means and deviations are in [0, 1]. `whitens` tells
+    whether the one transparent colour that a palette, gray or RGB image may have becomes white."""
 
     patch_size: int
     merge_size: int
@@ -38,7 +38,7 @@ class VisionSpec:
 
     @classmethod
     def from_processor(cls, processor: Any) -> VisionSpec:
-        """From the checkpoint's image processor, as transformers loads it."""
+        """Reads the checkpoint's image processor, as transformers loads it."""
         return cls(
             patch_size=processor.patch_size,
             merge_size=processor.merge_size,
@@ -51,12 +51,12 @@ class VisionSpec:
 
     @property
     def factor(self) -> int:
-        """Sides of a resized image are multiples of this."""
+        """The pixels of which a resized image's sides are multiples."""
         return self.patch_size * self.merge_size
 
 
 def _whitens(processor: Any) -> bool:
-    """Whether the processor of this transformers does it: 5.20 keeps the colour, 5.22 has it white."""
+    """Tells whether the installed transformers' processor does so: 5.20 keeps the colour, 5.22 makes it white."""
     picture = Image.new("RGB", (processor.patch_size * processor.merge_size,) * 2)
     black = processor(images=[picture], do_resize=False, return_tensors="np")["pixel_values"]
     picture.info["transparency"] = (0, 0, 0)
@@ -64,8 +64,8 @@ def _whitens(processor: Any) -> bool:
 
 
 def plan_image(size: tuple[int, int], limits: ImageLimits, spec: VisionSpec) -> ImageGrid:
-    """The grid of an image of `size` (width, height). Raises InvalidInput for a side 200 times as long as the other."""
-    # As it came, and not as the limits fit it: what smart_resize refuses may pass once it is small and rounded.
+    """Plans the grid of an image of `size` (width, height). Raises InvalidInput if one side is more than 200 times the other."""
+    # The size as it came, and not as the limits fit it: rounded to a small size, what smart_resize refuses might pass.
     if max(size) > MAX_RATIO * min(size):
         raise InvalidInput(f"one side of the image is more than {MAX_RATIO} times as long as the other")
     fitted, official = (_resized(side, spec) for side in (fit_within(size, limits), size))
@@ -80,18 +80,18 @@ def _resized(size: tuple[int, int], spec: VisionSpec) -> tuple[int, int]:
 
 
 def largest_image(limits: ImageLimits, spec: VisionSpec) -> int:
-    """Bytes of the patches of an image within the limits, at most."""
+    """Returns the bytes of the patches of the largest image that the limits allow."""
     width, height, longest = (
         math.ceil(side / spec.factor) * spec.factor
         for side in (limits.max_width, limits.max_height, math.sqrt(MIN_PIXELS * MAX_RATIO))
     )
-    # Where a side has no limit the official bound is left. What has too few pixels is made larger: most of all the narrowest.
+    # A side without a limit leaves the official bound. An image of too few pixels is made larger, and most so the narrowest.
     pixels = min(max(width * height or MAX_PIXELS, longest * spec.factor), MAX_PIXELS)
     return pixels * 3
 
 
 def fit_within(size: tuple[int, int], limits: ImageLimits) -> tuple[int, int]:
-    """(width, height) scaled down to the limits, its aspect kept as far as whole pixels allow."""
+    """Scales (width, height) down to the limits, and keeps the aspect ratio as far as integers allow."""
     width, height = size
     scale = min(1.0, (limits.max_width or width) / width, (limits.max_height or height) / height)
     if scale == 1.0:
@@ -102,11 +102,11 @@ def fit_within(size: tuple[int, int], limits: ImageLimits) -> tuple[int, int]:
 
 
 def extract_patches(image: Image.Image, grid: ImageGrid, spec: VisionSpec) -> PreparedImage:
-    """Resize an RGB image and cut it into patches, in the order of the stock Qwen2VLImageProcessor: merged blocks row by row,
+    """Resizes an RGB image and cuts it into patches, in the order of the stock Qwen2VLImageProcessor: merged blocks row by row,
     within a block its patches row by row, within a patch channel, row, column.
 
-    The image may be the original at a half, a quarter or an eighth of its sides, rounded up: its last column and row may stand
-    for less than a pixel, and what they lack is no part of the original.
+    The image may be the original reduced to a half, a quarter or an eighth of its sides, rounded up: the part of its last column
+    and row that no pixel of the original stands behind is left out.
     """
     scale = round(max(grid.original_size) / max(image.size))
     box = (0, 0, grid.original_size[0] / scale, grid.original_size[1] / scale)
@@ -121,18 +121,18 @@ def extract_patches(image: Image.Image, grid: ImageGrid, spec: VisionSpec) -> Pr
 
 
 def _on_white(pixels: npt.NDArray[np.uint8], colour: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """uint8 (height, width, 3) with `colour` as white. After the resizing, as transformers' processor does it: by Pillow, which
-    takes the low byte of what a PNG of 16 bits says."""
+    """Makes the pixels of `colour` white in uint8 (height, width, 3). transformers' processor does so after resizing, by Pillow,
+    which takes the low byte of a colour of 16 bits, as a PNG may name it."""
     return np.where((pixels == np.asarray(colour) & 0xFF).all(axis=-1, keepdims=True), np.uint8(255), pixels)
 
 
 def mrope_positions(
     token_ids: npt.NDArray[np.int64], image_token_id: int, merge_size: int, grids: Iterable[ImageGrid]
 ) -> npt.NDArray[np.int64]:
-    """Time, height and width of every token, int64 of shape (3, num_tokens): text counts on in all three, an image holds time
-    still and counts its merged rows and columns, and what follows goes on after its longer side.
+    """Returns time, height and width of every token, int64 (3, num_tokens). Text counts on in all three; an image holds time
+    still and counts its merged rows and columns; the token after an image goes on from its longer side.
 
-    The rule of Qwen3VLModel.get_rope_index in transformers.
+    The rule is that of Qwen3VLModel.get_rope_index in transformers.
     """
     positions = np.empty((3, len(token_ids)), dtype=np.int64)
     is_image = token_ids == image_token_id

@@ -1,9 +1,9 @@
-"""The prompt: instruction and parts -> token ids, as the checkpoint's chat template and tokenizer have them.
+"""The chat prompt: instruction and parts -> token ids, as the checkpoint's chat template and tokenizer have them.
 
-What a user writes is data: a special token in it is plain text, also where two adjoining parts make one up. So the template is
-rendered around markers, once per order of parts; the users' pieces, joined with the template's plain text beside them (a
-leading newline merges with the template's last one), are tokenised with special tokens off; and the template's own special
-tokens are put between. On clean input the ids equal those of the checkpoint's processor called on the rendered text.
+The template's special tokens go in by their ids, and what users write is plain text (models/tokenizer.py), also where two
+adjoining parts spell a special token. So the template is rendered around markers, once for each order of parts. A user's piece is
+tokenised together with the template's plain text beside it, since a leading newline merges with the template's last one. Without
+special tokens in the users' texts the ids are those of the checkpoint's processor called on the rendered text.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
-from tokenizers import Tokenizer
-
-from models.base import InputTooLong, InvalidInput, ModelLoadError
+from models.base import InputTooLong, InvalidInput, ModelLoadError, Refusal
+from models.tokenizer import MAX_KEPT_CHARACTERS, TOO_LONG_HINT, PlainTextTokenizer
 
 # The official embedder's default (QwenLM/Qwen3-VL-Embedding, Qwen3VLEmbedder).
 DEFAULT_INSTRUCTION = "Represent the user's input."
@@ -27,27 +26,25 @@ DEFAULT_INSTRUCTION = "Represent the user's input."
 # Canonical composition (NFC) makes at most four characters one.
 _NFC_SHRINK = 4
 
-# A token of most texts covers fewer.
-_USUAL_CHARACTERS = 8
+# A text is first read so far for each token that may be kept of it: a token of most texts covers fewer characters.
+_CHARACTERS_PER_TOKEN = 8
 
 # An empty part costs no token, but the template takes 20 microseconds to render it: ten million fit into a request.
 MAX_PARTS = 4096
-# Longer orders of parts hardly come again, and are not worth their memory.
-_REPEATED_PARTS = 64
+# The rendered template of more parts is not kept: such an order of parts hardly comes again.
+_MAX_KEPT_PARTS = 64
 
-# The same holds for instructions.
-_REPEATED_CHARACTERS = 4096
-
-# Unicode noncharacters: they stand for a piece of the user's in the rendered template, and are never tokenised.
+# Unicode noncharacters: they stand for a user's piece in the rendered template, and are never tokenised.
 _MARKER = "\ufdd0{}\ufdd1"
 _MARKER_PATTERN = re.compile(_MARKER.format("(-?[0-9]+)"))
 _INSTRUCTION = -1
-# What a template that trims, escapes, counts or cuts would not leave as it is.
+# Texts that a template which trims, escapes, counts or cuts would change.
 _PROBES = ("", ' \n <b>&amp; "It\'s" é\t \n', "a long text. " * 1000)
 
 
 def tidy_instruction(instruction: str | None) -> str:
-    """The official embedder's rule: strip, default where empty, and a "." unless it ends in punctuation (category P)."""
+    """Applies the official embedder's rule: strips, takes the default for an empty one, and appends a "." unless it ends in
+    punctuation (category P)."""
     instruction = (instruction or "").strip()
     if not instruction:
         return DEFAULT_INSTRUCTION
@@ -56,13 +53,15 @@ def tidy_instruction(instruction: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where a piece of the user's goes: `index` among the text parts, or -1 for the instruction."""
+    """A place in the template for a user's piece: `index` is that of the text part, or -1 for the instruction."""
 
     index: int
 
 
 @dataclass(frozen=True, slots=True)
 class SpecialToken:
+    """A special token of the template: its id, and the text that it is rendered as."""
+
     id: int
     text: str
 
@@ -71,11 +70,9 @@ Segment = str | SpecialToken | Slot
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt with its pieces in place: text to be tokenised, special tokens, and images by their number of tokens.
-
-    `texts` are the text parts; `image_tokens` the count for each image, in order.
-    """
+class ChatPrompt:
+    """The template's segments and the pieces that go into its slots: the instruction, the text parts, and the number of tokens of
+    each image, in order."""
 
     segments: tuple[Segment, ...]
     instruction: str
@@ -83,6 +80,7 @@ class Prompt:
     image_tokens: tuple[int, ...]
 
     def piece(self, segment: Segment) -> str:
+        """Returns the text of a segment, a slot's being the user's piece."""
         match segment:
             case Slot(index):
                 return self.instruction if index == _INSTRUCTION else self.texts[index]
@@ -92,75 +90,63 @@ class Prompt:
                 return segment
 
     def render(self) -> str:
-        """The prompt as text, with one placeholder for each image."""
+        """Returns the prompt as text, with one placeholder for each image."""
         return "".join(map(self.piece, self.segments))
 
-    def keep_texts(self, count: int) -> Prompt:
-        """The prompt with all texts but the first `count` empty."""
+    def keep_texts(self, count: int) -> ChatPrompt:
+        """Returns the prompt with every text but the first `count` emptied."""
         texts = (*self.texts[:count], *[""] * (len(self.texts) - count))
-        return Prompt(self.segments, self.instruction, texts, self.image_tokens)
+        return ChatPrompt(self.segments, self.instruction, texts, self.image_tokens)
 
-    def with_text(self, index: int, text: str) -> Prompt:
+    def with_text(self, index: int, text: str) -> ChatPrompt:
+        """Returns the prompt with another text at `index`."""
         texts = (*self.texts[:index], text, *self.texts[index + 1 :])
-        return Prompt(self.segments, self.instruction, texts, self.image_tokens)
+        return ChatPrompt(self.segments, self.instruction, texts, self.image_tokens)
 
 
-# A prompt of at most so many tokens, and its ids.
-Fitted = tuple[Prompt, list[int]]
+@dataclass(frozen=True, slots=True)
+class FittedChat:
+    """A prompt within its limit of tokens, its ids, and whether text was cut from it."""
+
+    prompt: ChatPrompt
+    ids: list[int]
+    truncated: bool
 
 
-class PromptTokenizer:
+class ChatTokenizer:
     """The chat template and tokenizer of one checkpoint. Safe in many threads at once."""
 
     def __init__(self, processor: Any) -> None:
-        """`processor` is the checkpoint's Qwen3VLProcessor, as transformers loads it."""
+        """`processor` is the checkpoint's Qwen3VLProcessor, as transformers loads it. Raises ModelLoadError."""
         if processor.tokenizer.split_special_tokens:
             raise ModelLoadError("the checkpoint's tokenizer reads its template's special tokens as text (split_special_tokens)")
+        self._tokenizer = PlainTextTokenizer(processor.tokenizer)
         self._render_template = processor.apply_chat_template
-        added = processor.tokenizer.added_tokens_decoder
-        self._special_ids = {str(token.content): int(id) for id, token in added.items() if token.special}
-        self._unlike = {str(token.content) for token in added.values() if token.lstrip or token.rstrip or token.single_word}
+        self._special_ids = self._tokenizer.special_ids
+        added = processor.tokenizer.added_tokens_decoder.values()
+        self._stripping = {str(token.content) for token in added if token.lstrip or token.rstrip or token.single_word}
         self.image_token_id: int = processor.image_token_id
         alternatives = "|".join(re.escape(text) for text in sorted(self._special_ids, key=len, reverse=True))
         self._boundaries = re.compile(f"({_MARKER.format(r'-?[0-9]+')}|{alternatives})")
-
-        # A copy of its own: whether special tokens are read is a state of the whole tokenizer.
-        self._tokenizer = Tokenizer.from_str(processor.tokenizer.backend_tokenizer.to_str())
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True
-        self._head, self._tail = self._post_processor_ids()
-        self._longest_token = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
+        self._longest_token = max(map(len, processor.tokenizer.get_vocab()))
         self._segments = lru_cache(maxsize=256)(self._render_segments)
-        self._encode_fixed = lru_cache(maxsize=1024)(self._encode_one)
-        self._encode_long = lru_cache(maxsize=2)(self._encode_one)
         self._prefix = lru_cache(maxsize=1024)(self._prefix_ids)
         self._check_template()
 
-    def _post_processor_ids(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer's own post-processor puts before and after a text: one checkpoint of the family appends a token."""
-        bare = self._tokenizer.encode("a", add_special_tokens=False)
-        whole = self._tokenizer.encode("a", add_special_tokens=True).ids
-        start = next(i for i in range(len(whole)) if whole[i : i + len(bare.ids)] == bare.ids)
-        return whole[:start], whole[start + len(bare.ids) :]
-
     def _check_template(self) -> None:
-        """Pieces must stand in the template as they are, and its special tokens take nothing of what is beside them. Raises
-        ModelLoadError."""
+        """Raises ModelLoadError if the template changes users' pieces, or a special token of it swallows what is beside it."""
         for images in ((False, True), (True, False)):
             segments = self._segments(images)
             tokens = {segment.text for segment in segments if isinstance(segment, SpecialToken)}
-            if unlike := sorted(tokens & self._unlike):
-                raise ModelLoadError(
-                    f"a special token of the chat template takes in what is beside it: {', '.join(unlike)[:100]}"
-                )
+            if found := sorted(tokens & self._stripping):
+                raise ModelLoadError(f"a special token of the chat template takes in what is beside it: {', '.join(found)[:100]}")
             for piece in _PROBES:
-                whole = Prompt(segments, piece, (piece,), (1,)).render()
-                if self._rendered([None if image else piece for image in images], piece) != whole:
+                expected = ChatPrompt(segments, piece, (piece,), (1,)).render()
+                if self._rendered([None if image else piece for image in images], piece) != expected:
                     raise ModelLoadError("the checkpoint's chat template does not leave texts as they are")
 
     def _rendered(self, parts: Sequence[str | None], instruction: str) -> str:
-        """By the template, an image for None."""
+        """Renders the template; a part that is None is an image."""
         content = [{"type": "image", "image": ""} if part is None else {"type": "text", "text": part} for part in parts]
         system = [{"type": "text", "text": instruction}]
         messages = [{"role": "system", "content": system}, {"role": "user", "content": content}]
@@ -168,7 +154,8 @@ class PromptTokenizer:
         return rendered
 
     def _render_segments(self, images: tuple[bool, ...]) -> tuple[Segment, ...]:
-        """The template as segments, for one order of parts: `images[i]` tells whether part i is an image."""
+        """Returns the template as segments, for one order of parts: `images[i]` tells whether part i is an image. Raises
+        ModelLoadError if the template has the parts in another order."""
         text_indices = iter(range(len(images)))
         parts = [None if image else _MARKER.format(next(text_indices)) for image in images]
         rendered = self._rendered(parts, _MARKER.format(_INSTRUCTION))
@@ -184,8 +171,8 @@ class PromptTokenizer:
             return Slot(int(marker[1]))
         return SpecialToken(self._special_ids[text], text) if text in self._special_ids else text
 
-    def prompt(self, instruction: str, parts: Sequence[str | int]) -> Prompt:
-        """The prompt of an instruction, taken as it stands, and parts: a text, or the number of an image's tokens.
+    def prompt(self, instruction: str, parts: Sequence[str | int]) -> ChatPrompt:
+        """Returns the prompt of an instruction, taken verbatim, and parts, each a text or the number of an image's tokens.
 
         Raises InvalidInput for too many parts.
         """
@@ -193,47 +180,49 @@ class PromptTokenizer:
             raise InvalidInput(f"the input has {len(parts):,} parts; the limit is {MAX_PARTS:,}. Join its texts")
         texts = tuple(part for part in parts if isinstance(part, str))
         image_tokens = tuple(part for part in parts if isinstance(part, int))
-        render = self._segments if len(parts) <= _REPEATED_PARTS else self._render_segments
+        render = self._segments if len(parts) <= _MAX_KEPT_PARTS else self._render_segments
         segments = render(tuple(isinstance(part, int) for part in parts))
-        return Prompt(segments, instruction, texts, image_tokens)
+        return ChatPrompt(segments, instruction, texts, image_tokens)
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, each image's placeholder as often as it has tokens."""
+    def encode(self, prompt: ChatPrompt) -> list[int]:
+        """Returns the token ids of a prompt, each image's placeholder as often as it has tokens."""
         return self.encode_all([prompt])[0]
 
-    def encode_all(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Token ids of several prompts, each as by itself, in one call of the tokenizer: it releases the interpreter's lock, and
-        among threads that compute it may take half a millisecond to get it back."""
+    def encode_all(self, prompts: Sequence[ChatPrompt]) -> list[list[int]]:
+        """Returns the token ids of several prompts, each as `encode` does, in one call of the tokenizer. It releases the
+        interpreter's lock, and among threads that compute it may take half a millisecond to get it back."""
         pieces = [list(self._pieces(prompt)) for prompt in prompts]
-        encoded = iter(self._encode_each([piece for prompt in pieces for piece in prompt if isinstance(piece, str)]))
+        encoded = iter(self._tokenizer.encode_all([piece for prompt in pieces for piece in prompt if isinstance(piece, str)]))
         found: list[list[int]] = []
         for prompt in pieces:
-            ids = list(self._head)
+            ids: list[int] = []
             for piece in prompt:
                 ids += next(encoded) if isinstance(piece, str) else piece
-            found.append(ids + self._tail)
+            found.append(self._tokenizer.template.around(ids))
         return found
 
-    def _pieces(self, prompt: Prompt) -> Iterator[Sequence[int] | str]:
-        """What a prompt is made of: ids where they are known, text where it is still to be tokenised."""
+    def _pieces(self, prompt: ChatPrompt) -> Iterator[Sequence[int] | str]:
+        """Yields a prompt piece by piece: ids where they are known, text where it is still to be tokenised. Template and
+        instruction repeat from request to request; users' texts do not, and are not kept."""
+        encode = self._tokenizer.encode_repeated
         counts = iter(prompt.image_tokens)
-        plain, fixed = "", True
+        plain, repeats = "", True
         for segment in prompt.segments:
             if not isinstance(segment, SpecialToken):
                 plain += prompt.piece(segment)
-                fixed &= not isinstance(segment, Slot) or segment.index == _INSTRUCTION
+                repeats &= not isinstance(segment, Slot) or segment.index == _INSTRUCTION
                 continue
-            yield self._known(plain) if fixed else plain
+            yield encode(plain) if repeats else plain
             yield [segment.id] * (next(counts) if segment.id == self.image_token_id else 1)
-            plain, fixed = "", True
-        yield self._known(plain) if fixed else plain
+            plain, repeats = "", True
+        yield encode(plain) if repeats else plain
 
-    def prefix_length(self, prompt: Prompt, ids: Sequence[int]) -> int:
-        """How many of a prompt's first tokens every input with its instruction begins with.
+    def prefix_length(self, prompt: ChatPrompt, ids: Sequence[int]) -> int:
+        """Returns how many of a prompt's first tokens every input with its instruction begins with.
 
         The template's last line before the text counts as far as it does not merge with the text's first characters.
         """
-        if len(prompt.instruction) > _REPEATED_CHARACTERS:
+        if len(prompt.instruction) > MAX_KEPT_CHARACTERS:
             return 0
         prefix = self._prefix(prompt.instruction)
         if ids[: len(prefix)] == prefix:
@@ -241,71 +230,64 @@ class PromptTokenizer:
         return next(i for i, (ours, theirs) in enumerate(zip(prefix, ids, strict=False)) if ours != theirs)
 
     def _prefix_ids(self, instruction: str) -> list[int]:
-        """Token ids of everything that comes before the first text."""
+        """Returns the token ids of everything before the first text."""
         before = takewhile(lambda segment: segment != Slot(0), self._segments((False,)))
-        whole = Prompt(tuple(before), instruction, (), ())
-        return self.encode(whole)[: -len(self._tail) or None]
+        ids = self.encode(ChatPrompt(tuple(before), instruction, (), ()))
+        return ids[: len(ids) - len(self._tokenizer.template.tail)]
 
-    def _known(self, text: str) -> Sequence[int]:
-        # Template and instruction repeat from request to request; a long instruction is not worth its memory, but for that of
-        # the request at hand, which may have it in each of thousands of inputs.
-        return self._encode_fixed(text) if len(text) <= _REPEATED_CHARACTERS else self._encode_long(text)
-
-    def _encode_one(self, text: str) -> Sequence[int]:
-        return self._encode_each([text])[0]
-
-    def _encode_each(self, texts: list[str]) -> list[list[int]]:
-        # The batch form releases the interpreter's lock, `encode` does not.
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def fit_all(self, prompts: Sequence[Prompt], limits: Sequence[int], truncate: Sequence[bool]) -> list[Fitted | InputTooLong]:
-        """Each prompt as `fit` has it, or its error; those that may fit as they are in one call of the tokenizer."""
+    def fit_all(
+        self, prompts: Sequence[ChatPrompt], limits: Sequence[int], truncate: Sequence[bool]
+    ) -> list[FittedChat | Refusal]:
+        """Fits each prompt as `fit` does, or says why it cannot be; those that may fit uncut go into one call of the
+        tokenizer."""
         countable = [index for index, prompt in enumerate(prompts) if not self.surely_over(prompt, limits[index])]
         encoded = dict(zip(countable, self.encode_all([prompts[index] for index in countable]), strict=True))
-        found: list[Fitted | InputTooLong] = []
+        found: list[FittedChat | Refusal] = []
         for index, prompt in enumerate(prompts):
             try:
                 found.append(self.fit(prompt, limits[index], truncate[index], encoded.pop(index, None)))
             except InputTooLong as error:
-                found.append(error.with_traceback(None))
+                found.append(Refusal(str(error)))
         return found
 
-    def fit(self, prompt: Prompt, max_tokens: int, truncate: bool, encoded: list[int] | None = None) -> Fitted:
-        """A prompt of at most `max_tokens` tokens, and its ids. The last text is cut from its end, then the one before it;
-        template, instruction and images never are. `encoded` are the ids of the whole, where they are known.
+    def fit(self, prompt: ChatPrompt, max_tokens: int, truncate: bool, encoded: list[int] | None = None) -> FittedChat:
+        """Returns a prompt in at most `max_tokens` tokens. If `truncate` allows it, the last text is cut from its end, then the
+        one before it; template, instruction and images never are. `encoded` are the ids of the uncut prompt, if they are known.
 
         Raises InputTooLong.
         """
         if not self.surely_over(prompt, max_tokens):
             ids = encoded or self.encode(prompt)
             if len(ids) <= max_tokens:
-                return prompt, ids
+                return FittedChat(prompt, ids, truncated=False)
             if not truncate:
-                raise InputTooLong(f"the input has {len(ids):,} tokens, template included; the limit is {max_tokens:,}. {_HINT}")
+                counted = f"{len(ids):,} tokens, template included; the limit is {max_tokens:,}"
+                raise InputTooLong(f"the input has {counted}. {TOO_LONG_HINT}")
         elif not truncate:
-            raise InputTooLong(f"the input has far more than the limit of {max_tokens:,} tokens. {_HINT}")
+            raise InputTooLong(f"the input has far more than the limit of {max_tokens:,} tokens. {TOO_LONG_HINT}")
 
         def over(kept: int) -> bool:
             bare = prompt.keep_texts(kept)
             return self.surely_over(bare, max_tokens) or len(self.encode(bare)) > max_tokens
 
-        # The first texts that fit whole are found by halving: an input of thousands of parts is encoded a dozen times.
+        # The number of first texts that fit uncut, by bisection: an input of thousands of parts is encoded a dozen times.
         kept = bisect_left(range(len(prompt.texts)), True, key=over) - 1
         if kept < 0:
             raise InputTooLong(self._fixed_too_long(prompt.keep_texts(0), max_tokens))
         return self._cut(prompt.keep_texts(kept), kept, prompt.texts[kept], max_tokens)
 
-    def _fixed_too_long(self, bare: Prompt, max_tokens: int) -> str:
+    def _fixed_too_long(self, bare: ChatPrompt, max_tokens: int) -> str:
+        """Returns the refusal of a prompt that is too long without any text."""
         counted = "far more" if self.surely_over(bare, max_tokens) else f"{len(self.encode(bare)):,}"
         return f"template, instruction and images alone have {counted} tokens; the limit is {max_tokens:,}. Only text is ever cut"
 
-    def surely_over(self, prompt: Prompt, max_tokens: int) -> bool:
-        """Whether the text is so long that it need not be counted: a token covers only so many characters."""
+    def surely_over(self, prompt: ChatPrompt, max_tokens: int) -> bool:
+        """Tells whether a prompt is so long that its tokens need not be counted: each covers only so many characters."""
         characters = sum(map(len, prompt.texts)) + len(prompt.instruction)
         return characters > max_tokens * self._longest_token * _NFC_SHRINK
 
-    def _cut(self, prompt: Prompt, index: int, text: str, max_tokens: int) -> tuple[Prompt, list[int]]:
-        """Put back as much of `text` as there is room for, to whole characters."""
+    def _cut(self, prompt: ChatPrompt, index: int, text: str, max_tokens: int) -> FittedChat:
+        """Puts the beginning of `text` into the prompt at `index`: as many of its characters as there is room for."""
         bare = self.encode(prompt)
         room = max_tokens - len(bare)
         offsets = self._offsets(text, room)
@@ -313,19 +295,15 @@ class PromptTokenizer:
             cut = prompt.with_text(index, text[: offsets[min(room, len(offsets)) - 1][1]])
             ids = self.encode(cut)
             if len(ids) <= max_tokens:
-                return cut, ids
+                return FittedChat(cut, ids, truncated=True)
             room -= len(ids) - max_tokens
-        return prompt, bare
+        return FittedChat(prompt, bare, truncated=True)
 
     def _offsets(self, text: str, count: int) -> list[tuple[int, int]]:
-        """Where the first `count` tokens of a text start and end, and some more; a long text is read no further than needed."""
-        size = (count + 1) * _USUAL_CHARACTERS
+        """Returns where at least the first `count` tokens of a text start and end; a long text is read no further than needed."""
+        size = (count + 1) * _CHARACTERS_PER_TOKEN
         while True:
-            # The batch form releases the interpreter's lock.
-            encoding = self._tokenizer.encode_batch([text[:size]], add_special_tokens=False)[0]
-            if len(encoding.ids) > count or size >= len(text):
-                return list(encoding.offsets)
+            offsets = self._tokenizer.offsets(text[:size])
+            if len(offsets) > count or size >= len(text):
+                return offsets
             size *= 4
-
-
-_HINT = "Shorten it, or send truncate: true to have its text cut"

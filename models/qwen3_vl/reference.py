@@ -1,11 +1,9 @@
-"""The forward pass by transformers' own modules, vision tower included: sequences padded on the right, in groups of like length.
-
-Slower than the packed forward and simpler: the oracle that it is held to.
-"""
+"""The reference forward of Qwen3-VL: transformers' own modules, vision tower included, over sequences padded on the right in
+groups of similar length. Slower than the packed forward and simpler: tests hold the packed one to it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,17 +11,19 @@ import numpy.typing as npt
 import torch
 
 from models.base import PreparedImage, PreparedInput
+from models.grouping import group_by_tokens
 from models.qwen3_vl.patches import VisionSpec
 from models.qwen3_vl.vision_tower import PixelNormalizer
 from models.vectors import normalize
 
-# As the official embedder batches. A group holds no more than this many, and no more padded tokens unless it is one sequence.
+# Sequences of a group, as the official embedder batches them.
 GROUP_SIZE = 32
+# Padded tokens of a group of several sequences, which bound its memory.
 GROUP_TOKENS = 16_384
 
 
 class ReferenceForward:
-    """Vectors by a Qwen3VLModel as transformers loads it."""
+    """Computes vectors by a Qwen3VLModel, as transformers loads it."""
 
     def __init__(self, model: Any, spec: VisionSpec) -> None:
         self._model = model
@@ -32,10 +32,11 @@ class ReferenceForward:
 
     @torch.inference_mode()
     def __call__(self, batch: Sequence[PreparedInput]) -> npt.NDArray[np.float32]:
-        """Unit vectors, float32 of shape (len(batch), width): row i is of batch[i]'s last token."""
-        order = sorted(range(len(batch)), key=lambda index: batch[index].num_tokens)
+        """Returns unit vectors, float32 (len(batch), width): row i is of batch[i]'s last token."""
+        lengths = [item.num_tokens for item in batch]
+        order = sorted(range(len(batch)), key=lengths.__getitem__)
         rows: torch.Tensor | None = None
-        for group in _groups(order, batch):
+        for group in group_by_tokens(order, lengths, max_size=GROUP_SIZE, max_tokens=GROUP_TOKENS, padded=True):
             hidden = self._forward([batch[index] for index in group])
             if rows is None:
                 rows = hidden.new_empty(len(batch), hidden.shape[1])
@@ -45,6 +46,7 @@ class ReferenceForward:
         return vectors
 
     def _forward(self, group: Sequence[PreparedInput]) -> torch.Tensor:
+        """Returns the last hidden state of each input's last token: (len(group), width)."""
         lengths = np.array([item.num_tokens for item in group])
         ids = np.zeros((len(group), lengths.max()), dtype=np.int64)
         positions = np.zeros((3, *ids.shape), dtype=np.int64)
@@ -59,9 +61,9 @@ class ReferenceForward:
         visual: dict[str, Any] = {}
         if is_image.any():
             image_mask = torch.from_numpy(is_image).to(device)
-            seen = self._see([image for item in group for image in item.images])
-            embeds[image_mask] = seen.pooler_output.to(embeds.dtype)
-            visual = {"visual_pos_masks": image_mask, "deepstack_visual_embeds": seen.deepstack_features}
+            features = self._embed_images([image for item in group for image in item.images])
+            embeds[image_mask] = features.pooler_output.to(embeds.dtype)
+            visual = {"visual_pos_masks": image_mask, "deepstack_visual_embeds": features.deepstack_features}
         output = language_model(
             inputs_embeds=embeds,
             attention_mask=torch.from_numpy(mask).to(device),
@@ -73,20 +75,8 @@ class ReferenceForward:
         hidden: torch.Tensor = output.last_hidden_state
         return hidden[torch.arange(len(group), device=device), last]
 
-    def _see(self, images: Sequence[PreparedImage]) -> Any:
-        """The vision model's output for all images of a group."""
+    def _embed_images(self, images: Sequence[PreparedImage]) -> Any:
+        """Returns the vision model's output for all images of a group."""
         pixels = torch.from_numpy(np.concatenate([image.patches for image in images])).to(self._model.device)
         grids = torch.tensor([(1, *image.grid.grid) for image in images], device=pixels.device)
         return self._model.visual(self._normalize(pixels), grid_thw=grids, return_dict=True)
-
-
-def _groups(order: Sequence[int], batch: Sequence[PreparedInput]) -> Iterator[list[int]]:
-    """Cut indices, sorted by length, into groups that are padded together."""
-    group: list[int] = []
-    for index in order:
-        if group and (len(group) == GROUP_SIZE or (len(group) + 1) * batch[index].num_tokens > GROUP_TOKENS):
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group

@@ -1,8 +1,8 @@
-"""BERT and its kin over a packed row: RoBERTa, XLM-R, DistilBERT, MPNet.
+"""BERT, RoBERTa, XLM-R, DistilBERT and MPNet over a packed row.
 
-transformers' modules are the reference: embeddings of words, places and (the first) type, summed and normed; in each layer
-attention, then two matrices around an activation, each added to what came in and normed after that. They differ in names, in
-where places are counted from, and MPNet adds a bias to the scores by how far apart two tokens are.
+transformers' modules are the reference: embeddings of words, positions and (the first) type are summed and normed; each layer has
+attention, then two matrices around an activation, each added to its input and normed after that. The types differ in names and in
+where positions are counted from, and MPNet adds a bias to the scores of attention, by the distance of two tokens.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import torch.nn.functional as F
 
 from models.packed.attention import AttentionKernel, Send
 from models.packed.masks import masked
-from models.text_encoder.row import Row
+from models.packed.token_row import TokenRow
+from models.text_encoder.positions import after_padding, padding_id
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
-    """Where the parts of a layer are, in transformers' modules."""
+class LayerNames:
+    """The paths of the layers in transformers' module, and of a layer's parts within it."""
 
     layers: str
     query: str
@@ -35,7 +36,7 @@ class Names:
     norm: str
 
 
-_BERT = Names(
+_BERT = LayerNames(
     layers="encoder.layer",
     query="attention.self.query",
     key="attention.self.key",
@@ -47,7 +48,7 @@ _BERT = Names(
     down="output.dense",
     norm="output.LayerNorm",
 )
-_MPNET = Names(
+_MPNET = LayerNames(
     layers="encoder.layer",
     query="attention.attn.q",
     key="attention.attn.k",
@@ -59,7 +60,7 @@ _MPNET = Names(
     down="output.dense",
     norm="output.LayerNorm",
 )
-_DISTILBERT = Names(
+_DISTILBERT = LayerNames(
     layers="transformer.layer",
     query="attention.q_lin",
     key="attention.k_lin",
@@ -71,32 +72,34 @@ _DISTILBERT = Names(
     down="ffn.lin2",
     norm="output_layer_norm",
 )
-NAMES = {"bert": _BERT, "roberta": _BERT, "xlm-roberta": _BERT, "mpnet": _MPNET, "distilbert": _DISTILBERT}
+_NAMES = {"bert": _BERT, "roberta": _BERT, "xlm-roberta": _BERT, "mpnet": _MPNET, "distilbert": _DISTILBERT}
 
-# Of a matrix's narrower side. Measured with MKL on a CPU with AVX-512: in models of 384 and 768 components products with the 62
-# rows of one text took 23 and 16 % less time; in wider ones sometimes less and sometimes more.
-NARROW = 1024
+# Rows or columns, whichever are fewer, from which on a matrix stays as it lies. Measured with MKL on a CPU with AVX-512: in
+# models of 384 and 768 components products with the 62 rows of one text took 23 and 16 % less time; in wider ones sometimes less
+# and sometimes more.
+WIDE = 1024
 
 
-def laid_out(weight: torch.Tensor) -> torch.Tensor:
-    """The same matrix; a narrow one on a CPU so that in memory what one input is multiplied with lies side by side."""
-    narrow = weight.device.type == "cpu" and weight.dtype is torch.float32 and min(weight.shape) < NARROW
+def by_input(weight: torch.Tensor) -> torch.Tensor:
+    """Returns the same matrix, (out, in). In a narrow one on a CPU the weights of one input component lie side by side in
+    memory."""
+    narrow = weight.device.type == "cpu" and weight.dtype is torch.float32 and min(weight.shape) < WIDE
     return weight.t().contiguous().t() if narrow else weight
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """`weight` as (out, in)."""
+    """A matrix, (out, in), and its bias."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
 
     @classmethod
-    def take(cls, *modules: Any) -> Linear:
-        """From modules that read the same input, as one."""
+    def from_modules(cls, *modules: Any) -> Linear:
+        """Joins the weights of torch's Linears that read the same input."""
         biases = [module.bias for module in modules]
         joined = None if biases[0] is None else torch.cat([bias.data for bias in biases])
-        return cls(laid_out(torch.cat([module.weight.data for module in modules])), joined)
+        return cls(by_input(torch.cat([module.weight.data for module in modules])), joined)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -104,12 +107,15 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
+    """The weights of a layer norm."""
+
     weight: torch.Tensor
     bias: torch.Tensor | None
     epsilon: float
 
     @classmethod
-    def take(cls, module: Any) -> Norm:
+    def from_module(cls, module: Any) -> Norm:
+        """Takes the weights of torch's LayerNorm."""
         return cls(module.weight.data, None if module.bias is None else module.bias.data, module.eps)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -117,7 +123,9 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class BertLayer:
+    """The weights of one layer, queries, keys and values joined."""
+
     qkv: Linear
     out: Linear
     attention_norm: Norm
@@ -127,45 +135,46 @@ class Layer:
     norm: Norm
 
     @classmethod
-    def take(cls, module: Any, names: Names) -> Layer:
+    def from_module(cls, module: Any, names: LayerNames) -> BertLayer:
+        """Takes the weights of transformers' layer."""
         part = module.get_submodule
         return cls(
-            qkv=Linear.take(part(names.query), part(names.key), part(names.value)),
-            out=Linear.take(part(names.out)),
-            attention_norm=Norm.take(part(names.attention_norm)),
-            up=Linear.take(part(names.up)),
-            # Some have weights of their own in every layer.
+            qkv=Linear.from_modules(part(names.query), part(names.key), part(names.value)),
+            out=Linear.from_modules(part(names.out)),
+            attention_norm=Norm.from_module(part(names.attention_norm)),
+            up=Linear.from_modules(part(names.up)),
+            # Some activations have weights, which are each layer's own.
             activation=part(names.activation),
-            down=Linear.take(part(names.down)),
-            norm=Norm.take(part(names.norm)),
+            down=Linear.from_modules(part(names.down)),
+            norm=Norm.from_module(part(names.norm)),
         )
 
 
-class PostNormEncoder:
-    """The weights of a model as transformers loads it, and its forward over a packed row."""
+class BertEncoder:
+    """The weights of a model, as transformers loads it, and its forward over a packed row."""
 
     def __init__(self, model: Any, kernel: AttentionKernel) -> None:
         config, embeddings = model.config, model.embeddings
-        names = NAMES[config.model_type]
+        names = _NAMES[config.model_type]
         self._kernel = kernel
         self._words = embeddings.word_embeddings.weight.data
-        self._offset = position_offset(model)
-        places = embeddings.position_embeddings.weight.data[self._offset :]
+        self._padding = padding_id(config)
+        places = embeddings.position_embeddings.weight.data
         types = getattr(embeddings, "token_type_embeddings", None)
-        # A text is all of the first type.
+        # All tokens of a text are of the first type.
         self._places = places if types is None else places + types.weight.data[0]
-        self._norm = Norm.take(embeddings.LayerNorm)
-        self._layers = [Layer.take(layer, names) for layer in model.get_submodule(names.layers)]
+        self._norm = Norm.from_module(embeddings.LayerNorm)
+        self._layers = [BertLayer.from_module(layer, names) for layer in model.get_submodule(names.layers)]
         self._heads: int = config.num_attention_heads
-        self._distances = _Distances(model.encoder) if config.model_type == "mpnet" else None
+        self._bias = DistanceBias(model.encoder) if config.model_type == "mpnet" else None
 
-    def __call__(self, row: Row, send: Send) -> torch.Tensor:
-        """The last hidden states of every token: (T, width)."""
-        if self._distances is None:
-            attend = self._kernel.whole(row.lengths.tolist(), send)
-        else:
-            attend = masked(row.lengths.tolist(), self._distances)
-        hidden = self._norm(F.embedding(row.token_ids, self._words) + F.embedding(row.positions, self._places))
+    def __call__(self, row: TokenRow, send: Send) -> torch.Tensor:
+        """Returns the last hidden state of every token: (T, width)."""
+        lengths, positions = row.lengths, row.positions[0]
+        attend = masked(lengths.tolist(), self._bias) if self._bias else self._kernel.bidirectional(lengths.tolist(), send)
+        if self._padding is not None:
+            positions = after_padding(row.token_ids, positions, lengths, self._padding)
+        hidden = self._norm(F.embedding(send(row.token_ids), self._words) + F.embedding(send(positions), self._places))
         for layer in self._layers:
             q, k, v = layer.qkv(hidden).view(len(hidden), 3, self._heads, -1).unbind(1)
             attended = attend(q, k, v, q.shape[-1] ** -0.5)
@@ -174,8 +183,9 @@ class PostNormEncoder:
         return hidden
 
 
-class _Distances:
-    """MPNet's bias: the same in every layer, and that of a short sequence is a corner of a longer one's."""
+class DistanceBias:
+    """MPNet's bias on the scores of attention. It is the same in every layer, and that of a short sequence is a corner of that of
+    a longer one."""
 
     def __init__(self, encoder: Any) -> None:
         self._compute = encoder.compute_position_bias
@@ -183,14 +193,8 @@ class _Distances:
         self._bias = self._table.new_empty(0, 0, 0)
 
     def __call__(self, length: int) -> torch.Tensor:
-        """(heads, length, length)."""
+        """Returns the bias of a sequence: (heads, length, length)."""
         if self._bias.shape[-1] < length:
             self._bias = self._compute(self._table.new_empty(1, length, 0))[0]
         bias: torch.Tensor = self._bias[:, :length, :length]
         return bias
-
-
-def position_offset(model: Any) -> int:
-    """Where places are counted from: RoBERTa and MPNet begin after the padding token's."""
-    padding = getattr(model.embeddings, "padding_idx", None)
-    return 0 if padding is None else int(padding) + 1

@@ -1,4 +1,4 @@
-"""What comes after pooling: dense layers, layer norms, and normalising, each as the folder's module of that name says."""
+"""The modules after pooling: dense layers, layer norms and normalisation, each as the folder's module of that name says."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from models.base import ModelLoadError
-from models.text_encoder.folder import Folder, Module
+from models.checkpoints.weights import weight_files
+from models.text_encoder.folder import WITH_WEIGHTS, Folder, Module
 
 State = dict[str, torch.Tensor]
-Head = Callable[[torch.Tensor], torch.Tensor]
+Step = Callable[[torch.Tensor], torch.Tensor]
 
-# torch's activations that work on each component by itself and have no weights, by name: a name is looked up and never imported.
+# torch's activations that work on each component by itself and have no weights, by name: a checkpoint's name for one is looked up
+# here, and never imported.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     kind.__name__: kind
     for kind in (
@@ -26,33 +28,33 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }  # fmt: skip
 
 
-class Heads:
-    """The modules after pooling, in their order, and the cut that the folder asks for, in float32. `state` has their weights,
-    `width` is that of a vector."""
+class PostPooling:
+    """The modules after pooling, in their order, and the cut of vectors that the folder asks for, in float32. `width` is a
+    vector's number of components."""
 
     def __init__(self, folder: Folder, width: int, device: torch.device, allow_pickle: bool) -> None:
         """`width` is that of a pooled row. Raises ModelLoadError."""
         self.width = width
-        self.state: State = {}
-        self._run: list[Head] = []
-        for index, module in enumerate(folder.heads):
+        self._steps: list[Step] = []
+        for module in folder.post_pooling:
             if module.kind == "Normalize":
-                self._run.append(normalize)
-            elif module.kind != "Dropout":
-                state = {name: tensor.to(device, torch.float32) for name, tensor in _weights(module.path, allow_pickle).items()}
-                self._run.append(self._dense(module, state) if module.kind == "Dense" else self._layer_norm(module, state))
-                self.state |= {f"heads.{index}.{name}": tensor for name, tensor in state.items()}
+                self._steps.append(normalize)
+            elif module.kind in WITH_WEIGHTS:
+                weights = _weights(module.path, allow_pickle)
+                state = {name: tensor.to(device, torch.float32) for name, tensor in weights.items()}
+                self._steps.append(self._dense(module, state) if module.kind == "Dense" else self._layer_norm(module, state))
         if cut := folder.settings.truncate_dim:
-            self._run.append(lambda rows: rows[:, :cut])
+            self._steps.append(lambda rows: rows[:, :cut])
             self.width = min(self.width, cut)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """float32 (n, pooled width) -> unit vectors, float32 (n, width), whether the folder normalises or not."""
-        for head in self._run:
-            rows = head(rows)
+        """Makes unit vectors, float32 (n, width), of float32 (n, pooled width), whether the folder normalises them or not."""
+        for step in self._steps:
+            rows = step(rows)
         return normalize(rows)
 
-    def _dense(self, module: Module, state: State) -> Head:
+    def _dense(self, module: Module, state: State) -> Step:
+        """Returns a dense layer, and takes its width. Raises ModelLoadError."""
         name = str(module.config.get("activation_function", "torch.nn.modules.activation.Tanh"))
         kind = ACTIVATIONS.get(name.rpartition(".")[2]) if name.startswith("torch.nn.") else None
         if kind is None:
@@ -74,7 +76,8 @@ class Heads:
 
         return dense
 
-    def _layer_norm(self, module: Module, state: State) -> Head:
+    def _layer_norm(self, module: Module, state: State) -> Step:
+        """Returns a layer norm. Raises ModelLoadError."""
         weight, bias = state.get("norm.weight"), state.get("norm.bias")
         if weight is None or bias is None or weight.shape != (self.width,):
             raise ModelLoadError(f"{module.path}: its weights are not those of a layer norm of {self.width} components")
@@ -82,16 +85,14 @@ class Heads:
 
 
 def normalize(rows: torch.Tensor) -> torch.Tensor:
-    """Rows scaled to length 1; a row of zeros stays one."""
+    """Scales rows to length 1; a row of zeros stays one."""
     return F.normalize(rows, dim=-1)
 
 
 def _weights(path: Path, allow_pickle: bool) -> State:
-    if (path / "model.safetensors").exists():
-        return load_file(path / "model.safetensors")
-    if not (path / "pytorch_model.bin").exists():
-        raise ModelLoadError(f"{path}: the weights (model.safetensors) are missing")
-    if not allow_pickle:
-        raise ModelLoadError(f"{path}: the weights are pickled (pytorch_model.bin), which runs code: ALLOW_PICKLE=true allows it")
-    found: State = torch.load(path / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    """Loads the weights in a module's folder. Raises ModelLoadError."""
+    found: State = {}
+    for file in weight_files(path, allow_pickle):
+        pickled = file.suffix != ".safetensors"
+        found |= torch.load(file, map_location="cpu", weights_only=True) if pickled else load_file(file)
     return found

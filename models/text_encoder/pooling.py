@@ -1,4 +1,5 @@
-"""From the hidden states of every token to one row for each sequence, as the Pooling module of sentence-transformers does."""
+"""Pooling: makes one row for each sequence of the hidden states of its tokens, as the module of that name in
+sentence-transformers does."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from models.packed.attention import Send
 
 
 class Pooling:
-    """`modes` are names of the library's, joined side by side in their order."""
+    """A pooling by one or more of the library's `modes`, whose rows are joined in their order."""
 
     def __init__(self, modes: Sequence[str]) -> None:
         self.modes = tuple(modes)
@@ -20,10 +21,8 @@ class Pooling:
     def __call__(
         self, hidden: torch.Tensor, lengths: npt.NDArray[np.int64], unpooled: npt.NDArray[np.int64], send: Send
     ) -> torch.Tensor:
-        """(T, width), sequences one after the other -> float32 (sequences, modes * width).
-
-        The first `unpooled` tokens of each sequence, fewer than it has, count for nothing.
-        """
+        """Pools (T, width), sequences one after the other, to float32 (sequences, modes * width). The first `unpooled[i]` tokens
+        of sequence i, fewer than it has, do not count."""
         ends = np.cumsum(lengths)
         firsts = ends - lengths + unpooled
         counts = send(lengths - unpooled)
@@ -44,15 +43,16 @@ class Pooling:
             elif mode == "max":
                 rows.append(torch.segment_reduce(tokens, "max", lengths=counts))
             elif mode == "weightedmean":
-                # By its place in the sequence, counted from 1.
+                # A token's weight is its place in the sequence, counted from 1.
                 places = np.concatenate([np.arange(a, b) for a, b in zip(unpooled, lengths, strict=True)])
                 weights = send((places + 1).astype(np.float32)).unsqueeze(1)
                 rows.append(_sum(tokens * weights, counts) / _sum(weights, counts))
             else:
-                among = counts.float() if mode == "mean" else counts.float().sqrt()
-                rows.append(_sum(tokens, counts) / among.unsqueeze(1))
+                divisor = counts.float() if mode == "mean" else counts.float().sqrt()
+                rows.append(_sum(tokens, counts) / divisor.unsqueeze(1))
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
 def _sum(tokens: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Adds up runs of `counts` rows."""
     return torch.segment_reduce(tokens, "sum", lengths=counts)

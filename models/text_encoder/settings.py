@@ -1,49 +1,52 @@
-"""What the files of sentence-transformers say besides modules: of the transformer, of prompts, of the vectors' width.
+"""The settings in a folder of sentence-transformers, besides its modules: of the transformer, of prompts, of the vectors' width.
 
-What would change a vector and is not followed here is refused. The meaning of every key is that of the library of that name.
+A setting that would change a vector and is not followed here is refused. The meaning of every key is the library's.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from models.base import ModelLoadError
+from models.checkpoints.json_files import read_object
 
-# The transformer's own settings; the names of old are those of the architecture. The first that says anything counts.
+# Files of the transformer's own settings; older folders name them after the architecture. The first that is not empty counts.
 _TRANSFORMER_CONFIGS = tuple(
     f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-# Where a file comes from, and how it is loaded: of no consequence for a vector, or for this server to say.
+# Keys of arguments that change no vector, or that this server's own settings decide: of downloads, of the model, of the
+# tokenizer.
 _LOADING = {"trust_remote_code", "revision", "token", "cache_dir", "local_files_only", "subfolder"}
 _MODEL = {"torch_dtype", "dtype", "attn_implementation", "device_map", "use_safetensors", "add_pooling_layer"}
 _TOKENIZER = {"model_max_length", "padding_side", "use_fast"}
-# Arguments that the library passes on, each under its name of old and of today; what is not among these is refused.
-_PASSED_ON = {
+# Arguments that the library passes on, each under its old name and today's, and the keys of them that are accepted.
+_ACCEPTED_ARGUMENTS = {
     **dict.fromkeys(("model_args", "model_kwargs"), _LOADING | _MODEL),
     **dict.fromkeys(("tokenizer_args", "processor_kwargs"), _LOADING | _TOKENIZER),
     **dict.fromkeys(("config_args", "config_kwargs"), _LOADING | {"use_cache"}),
 }
-# The one value of a setting that this server knows.
-_KNOWN: dict[str, Any] = {
+# Settings that are accepted with one value alone.
+_REQUIRED_VALUES: dict[str, Any] = {
     "transformer_task": "feature-extraction",
     "module_output_name": "token_embeddings",
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "processing_kwargs": {},
 }
-# Read below; or of queries and documents, which the library's `encode` does not tell apart.
-_NO_MATTER = {"max_seq_length", "do_lower_case", "unpad_inputs", "query_length", "document_length", "query_expansion"}
-# Of the library's classes, that of dense vectors: what a folder is that names none.
+# Settings that are accepted with any value: they are read below, or are of queries and documents, which the library's `encode`
+# does not tell apart.
+_ACCEPTED_SETTINGS = {"max_seq_length", "do_lower_case", "unpad_inputs", "query_length", "document_length", "query_expansion"}
+# The library's class of dense vectors, which a folder is that names none.
 _MODEL_TYPE = "SentenceTransformer"
 # Prompts that every model of the library has, empty unless the folder fills them.
 _PROMPTS = ("query", "document")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """`prompts` by name; `max_seq_length` counts special tokens; it, and `truncate_dim`, are None where the folder sets none."""
+class FolderSettings:
+    """`prompts` are pairs of name and text; `max_seq_length` counts special tokens; it and `truncate_dim` are None if the folder
+    sets none."""
 
     prompts: tuple[tuple[str, str], ...] = ()
     default_prompt: str = ""
@@ -52,13 +55,13 @@ class Settings:
     truncate_dim: int | None = None
 
     @classmethod
-    def read(cls, path: Path) -> Settings:
-        """Raises ModelLoadError for settings that this server does not follow."""
+    def read(cls, path: Path) -> FolderSettings:
+        """Reads the settings in folder `path`. Raises ModelLoadError for those that this server does not follow."""
         transformer = _transformer(path)
         file = path / "config_sentence_transformers.json"
         config = read_object(file) if file.exists() else {}
         if (kind := config.get("model_type", _MODEL_TYPE)) != _MODEL_TYPE:
-            # Of another the library takes the transformer alone, and a pooling that the folder does not name.
+            # The library would take the transformer alone, and a pooling that the folder does not name.
             raise ModelLoadError(f"{file}: model_type is {kind}, known is {_MODEL_TYPE} alone")
         cut = config.get("truncate_dim")
         if cut is not None and (type(cut) is not int or cut < 1):
@@ -77,39 +80,22 @@ class Settings:
 
 
 def _transformer(path: Path) -> dict[str, Any]:
-    """The transformer's settings, `max_seq_length` as the tokenizer's arguments have it where they do."""
+    """Returns the transformer's settings, with the `max_seq_length` of the tokenizer's arguments if they have one. Raises
+    ModelLoadError."""
     files = (path / name for name in _TRANSFORMER_CONFIGS)
     file, found = next(((file, read) for file in files if file.exists() and (read := read_object(file))), (path, {}))
     for key, value in found.items():
-        if key in _PASSED_ON:
-            strange = sorted(set(value or {}) - _PASSED_ON[key])
-        elif key in _KNOWN:
-            strange = [] if value in (None, _KNOWN[key]) else [str(value)]
+        if key in _ACCEPTED_ARGUMENTS:
+            strange = sorted(set(value or {}) - _ACCEPTED_ARGUMENTS[key])
+        elif key in _REQUIRED_VALUES:
+            strange = [] if value in (None, _REQUIRED_VALUES[key]) else [str(value)]
         else:
-            strange = [] if key in _NO_MATTER else [str(value)]
+            strange = [] if key in _ACCEPTED_SETTINGS else [str(value)]
         if strange:
             raise ModelLoadError(f"{file}: {key} has {', '.join(strange)[:200]}, which this server does not follow")
-    # As the library has it: the name of old goes before today's, and the argument before the setting, whatever it says.
+    # As in the library, the old name goes before today's, and the argument before the setting, whatever its value.
     arguments = found.get("tokenizer_args" if "tokenizer_args" in found else "processor_kwargs") or {}
     longest = arguments.get("model_max_length", found.get("max_seq_length"))
     if "model_max_length" in arguments and not longest:
         raise ModelLoadError(f"{file}: model_max_length is {longest!r}, which takes every limit away")
     return {**found, "max_seq_length": longest}
-
-
-def read_json(file: Path) -> Any:
-    """Raises ModelLoadError."""
-    try:
-        return json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise ModelLoadError(f"{file} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelLoadError(f"{file} cannot be read ({type(error).__name__})") from None
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """Raises ModelLoadError."""
-    found = read_json(file)
-    if not isinstance(found, dict):
-        raise ModelLoadError(f"{file} holds no JSON object")
-    return found

@@ -1,4 +1,4 @@
-"""How near the adapter comes to the official embedder's vectors, on the miniature checkpoint beside this file.
+"""How near our vectors come to the official embedder's vectors, on the miniature checkpoint beside this file.
 
     python -m tests.conformance.report [DEVICE]
 
@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from app.media.image import decode_image
-from models.base import EmbeddingInput, EmbeddingModel
+from models.base import EmbeddingInput
 from tests.support.oracle import cosines
 from tests.support.paths import CHECKPOINT, CONFORMANCE
-from tests.support.whole_model import load_model
+from tests.support.whole_model import WholeModel, load_model
 
 CASES: list[dict[str, Any]] = json.loads((CONFORMANCE / "cases" / "cases.json").read_bytes())
 # bfloat16 has eight bits of precision, and a cosine between different inputs may be as high as 0.98.
@@ -28,16 +28,8 @@ BARS = {"float32": 0.9999, "bfloat16": 0.995}
 
 
 @cache
-def load(dtype: str, device: str = "cpu", backend: str = "packed") -> EmbeddingModel:
-    return load_model(
-        CHECKPOINT,
-        device=device,
-        dtype=dtype,
-        backend=backend,
-        max_image_width=512,
-        max_image_height=512,
-        allow_pickle=False,
-    )
+def load(dtype: str, device: str = "cpu", backend: str = "packed") -> WholeModel:
+    return load_model(CHECKPOINT, device=device, dtype=dtype, backend=backend)
 
 
 def case_input(case: dict[str, Any]) -> EmbeddingInput:
@@ -57,7 +49,7 @@ def golden() -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How near the rows that an adapter gave come to the official ones, by case."""
+    """How near a model's rows come to the official ones, by case."""
 
     dtype: str
     cosines: npt.NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""The adapter's vectors against the official embedder's: stored ones, and ones that stock transformers computes here.
+"""Our vectors against the official embedder's: stored ones, and ones that stock transformers computes here.
 
 `python -m tests.conformance.report` prints the figures.
 """
@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from app.media.image import decode_image
-from models.base import EmbeddingInput, EmbeddingModel, PreparedInput
+from models.base import EmbeddingInput, PreparedInput
 from models.checkpoints.demo import OTHER, TINY, write_demo_checkpoint
 from tests.conformance.report import BARS, CASES, CHECKPOINT, Result, case_input, golden, load
 from tests.support.image_files import encode
 from tests.support.oracle import Oracle, Part, Rows, cosines
-from tests.support.whole_model import load_model
+from tests.support.whole_model import WholeModel, load_model
 
 WIDTH_OF_BATCH = 32
 
@@ -30,18 +30,18 @@ class Company(NamedTuple):
     """Who is embedded with whom: from what is prepared to a row for each."""
 
     name: str
-    embed: Callable[[EmbeddingModel, Sequence[PreparedInput]], Rows]
+    embed: Callable[[WholeModel, Sequence[PreparedInput]], Rows]
 
 
-def alone(model: EmbeddingModel, prepared: Sequence[PreparedInput]) -> Rows:
+def alone(model: WholeModel, prepared: Sequence[PreparedInput]) -> Rows:
     return np.concatenate([model.embed([item]) for item in prepared])
 
 
-def together(model: EmbeddingModel, prepared: Sequence[PreparedInput]) -> Rows:
+def together(model: WholeModel, prepared: Sequence[PreparedInput]) -> Rows:
     return model.embed(prepared)
 
 
-def shuffled(model: EmbeddingModel, prepared: Sequence[PreparedInput]) -> Rows:
+def shuffled(model: WholeModel, prepared: Sequence[PreparedInput]) -> Rows:
     """In batches of 32 in a random order, short and long, texts and images mixed."""
     order = np.random.default_rng(len(prepared)).permutation(len(prepared))
     rows = np.full((len(prepared), model.info.width), np.nan, dtype=np.float32)
@@ -70,7 +70,7 @@ def prepared() -> list[PreparedInput]:
 @pytest.mark.parametrize("backend", ["packed", pytest.param("reference", marks=pytest.mark.reference)])
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.bfloat16)])
 @in_any_company
-def test_every_stored_vector_is_met(dtype: str, backend: str, company: Company, prepared: list[PreparedInput]) -> None:
+def test_conformance_to_every_stored_vector(dtype: str, backend: str, company: Company, prepared: list[PreparedInput]) -> None:
     rows = company.embed(load(dtype, backend=backend), prepared)
     result = Result(dtype, cosines(rows, golden()))
     print(result)
@@ -80,7 +80,7 @@ def test_every_stored_vector_is_met(dtype: str, backend: str, company: Company, 
     assert result.passed == len(CASES) == 63, str(result)
 
 
-def test_shuffled_mixed_batches_of_32(prepared: list[PreparedInput]) -> None:
+def test_conformance_in_shuffled_mixed_batches_of_32(prepared: list[PreparedInput]) -> None:
     """More company than the cases have in one pass: each of them four times, in 32-wide batches of ever other neighbours."""
     model, expected = load("float32"), golden()
     rng = np.random.default_rng(0)
@@ -91,7 +91,7 @@ def test_shuffled_mixed_batches_of_32(prepared: list[PreparedInput]) -> None:
         assert near.min() >= BARS["float32"], (CASES[chosen[near.argmin()]]["id"], near.min())
 
 
-def test_the_bar_tells_different_inputs_apart() -> None:
+def test_conformance_bar_tells_different_inputs_apart() -> None:
     """Were all vectors alike, nothing above would mean anything."""
     expected = golden()
     same = {("fused-0", "fused-3")}
@@ -156,7 +156,7 @@ class Pair(NamedTuple):
     """A checkpoint in both hands."""
 
     oracle: Oracle
-    model: EmbeddingModel
+    model: WholeModel
     expected: Rows
     prepared: list[PreparedInput]
 
@@ -168,33 +168,33 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         path = tmp_path_factory.mktemp("oracle") / request.param
         write_demo_checkpoint(path, seed=7, shape={"tiny": TINY, "other": OTHER}[request.param])
     oracle = Oracle(path)
-    model = load_model(path, device="cpu", dtype="float32", max_image_width=512, max_image_height=512, allow_pickle=False)
+    model = load_model(path)
     expected = np.stack([oracle.vector(*example) for example in EXAMPLES.values()])
     prepared = [model.prepare(EmbeddingInput(*example)) for example in EXAMPLES.values()]
     return Pair(oracle, model, expected, prepared)
 
 
-def test_ids_are_the_oracles(pair: Pair) -> None:
+def test_oracle_has_the_same_ids(pair: Pair) -> None:
     for (name, example), item in zip(EXAMPLES.items(), pair.prepared, strict=True):
         assert item.token_ids.tolist() == pair.oracle.ids(*example), name
 
 
 @in_any_company
-def test_vectors_are_the_oracles(pair: Pair, company: Company) -> None:
+def test_oracle_has_the_same_vectors(pair: Pair, company: Company) -> None:
     near = cosines(company.embed(pair.model, pair.prepared), pair.expected)
     worst = int(near.argmin())
     print(f"worst cosine {near[worst]:.7f}")
     assert near[worst] >= BARS["float32"], (list(EXAMPLES)[worst], near[worst])
 
 
-def test_the_oracle_tells_its_inputs_apart(pair: Pair) -> None:
+def test_oracle_tells_its_inputs_apart(pair: Pair) -> None:
     near = pair.expected @ pair.expected.T - 2 * np.eye(len(pair.expected))
     i, j = np.unravel_index(near.argmax(), near.shape)
     assert near.max() < 0.9995, (list(EXAMPLES)[i], list(EXAMPLES)[j], near.max())
 
 
-def test_the_oracle_needs_the_kinds_of_tokens(pair: Pair) -> None:
-    """Positions of images matter on these weights: an adapter that numbered all tokens in a row would be found out."""
+def test_oracle_needs_the_kinds_of_tokens(pair: Pair) -> None:
+    """Positions of images matter on these weights: a model that numbered all tokens in a row would be found out."""
     inputs = pair.oracle.inputs(*EXAMPLES["two images and texts"])
     in_a_row = torch.arange(inputs["input_ids"].shape[1]).expand(3, 1, -1)
     with torch.inference_mode():
@@ -217,7 +217,7 @@ def logo(form: str) -> bytes:
 
 @pytest.mark.parametrize("form", ["PNG", "GIF", "L", "RGB"])
 @pytest.mark.parametrize("size", [(96, 64), (150, 100)], ids=["as it is", "resized"])
-def test_one_transparent_colour(form: str, size: tuple[int, int]) -> None:
+def test_transparent_colour_is_read_as_the_oracle_reads_it(form: str, size: tuple[int, int]) -> None:
     """As the official code has it, with the processor of the installed transformers."""
     with Image.open(io.BytesIO(logo(form))) as image:
         image.load()

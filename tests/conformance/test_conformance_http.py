@@ -29,7 +29,7 @@ def request_item(case: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["a request each", "all in one request"])
-async def test_every_case(serve: Serve, together: bool) -> None:
+async def test_conformance_over_http(serve: Serve, together: bool) -> None:
     client = await serve(load("float32"), max_batch_tokens=4096)
     slots = asyncio.Semaphore(CALLERS)
 
@@ -60,7 +60,7 @@ async def test_every_case(serve: Serve, together: bool) -> None:
     assert near.min() >= BARS["float32"], (CASES[near.argmin()]["id"], near.min())
 
 
-async def test_shared_and_cached_vectors_are_those_of_an_input_alone(serve: Serve) -> None:
+async def test_conformance_of_shared_and_cached_vectors(serve: Serve) -> None:
     """Every case by three callers at once, in batches of whatever comes, and then again from the cache."""
     model = load("float32")
     client = await serve(model, max_batch_tokens=4096, vector_cache_mb=4)

@@ -1,4 +1,4 @@
-"""The measured rate: from a batch that takes long enough, and from its fastest run."""
+"""The measured rate: that of a batch that takes long enough, in its fastest run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ITEM = PreparedInput(np.zeros(200, dtype=np.int64))
 
 
 class Machine:
-    """A machine with a clock of its own: every input takes `seconds`, and run number n another `noise[n]`."""
+    """A machine with a clock of its own: every input takes `seconds`, and run n takes `noise(n)` more."""
 
     def __init__(self, seconds: float, noise: Callable[[int], float]) -> None:
         self.seconds = seconds
@@ -35,32 +35,32 @@ def measure(
     return rates.measure(machine.embed, ITEM), machine
 
 
-def test_batches_double_until_one_takes_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measure_doubles_batches_until_one_takes_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     rate, machine = measure(monkeypatch, 0.05)
     assert rate == pytest.approx(200 / 0.05)
     assert machine.batches == [1, 1, 2, 4, 8, 8, 8]
 
 
-def test_the_first_run_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measure_does_not_count_the_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
     rate, machine = measure(monkeypatch, 1.0, lambda run: 100.0 if run == 0 else 0.0)
     assert rate == pytest.approx(200.0)
     assert machine.batches == [1, 1, 1, 1]
 
 
-def test_a_fast_model_is_measured_at_the_largest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measure_takes_the_largest_batch_of_a_fast_model(monkeypatch: pytest.MonkeyPatch) -> None:
     rate, machine = measure(monkeypatch, 1e-4)
     assert rate == pytest.approx(200 / 1e-4)
-    assert machine.batches[-rates.RUNS :] == [rates.MOST_INPUTS] * rates.RUNS
+    assert machine.batches[-rates.RUNS :] == [rates.MAX_INPUTS] * rates.RUNS
 
 
 @pytest.mark.parametrize("disturbed", [[4], [4, 5], [5, 6], [4, 6]])
-def test_runs_that_something_slowed_down_do_not_count(monkeypatch: pytest.MonkeyPatch, disturbed: list[int]) -> None:
+def test_measure_does_not_count_runs_that_were_slowed_down(monkeypatch: pytest.MonkeyPatch, disturbed: list[int]) -> None:
     """Runs 4 to 6 are those of the final size."""
     rate, _ = measure(monkeypatch, 0.05, lambda run: 30.0 if run in disturbed else 0.0)
     assert rate == pytest.approx(200 / 0.05)
 
 
-def test_a_disturbance_does_not_end_the_doubling(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measure_goes_on_doubling_after_a_slow_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of one has a fixed cost that a larger batch spreads: a rate from it would be far too low."""
     noise = lambda run: 0.04 + (5.0 if run == 1 else 0.0)  # noqa: E731
     rate, machine = measure(monkeypatch, 0.01, noise)

@@ -1,5 +1,5 @@
-"""A model as CUDA runs it, on a CPU: the varlen kernel by a stand-in for its operator, page-locked memory by ordinary memory,
-graphs by a recorder that calls what it recorded. Everything above those three is the code that a GPU runs.
+"""A model as CUDA runs it, on a CPU: a stand-in for the varlen kernel's operator, ordinary memory for page-locked memory, and a
+recorder of graphs that calls the function that it recorded. Everything above those three is the code that a GPU runs.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from models.base import EmbeddingInput, PreparedInput
 from models.packed import graphs, staging
 from models.packed.forward import DecoderForward
 from models.packed.varlen import VarlenKernel
-from models.qwen3_vl import forward as packed
-from models.text_encoder import adapter
+from models.qwen3_vl import forward as qwen3_vl
+from models.text_encoder import model as text_encoder
 from tests.support import varlen_cpu  # noqa: F401 - the kernel for this test's device
-from tests.support.whole_model import load_model
+from tests.support.whole_model import WholeModel, load_model
 
 
 class Replayer:
-    """A graph that is run anew: from the same memory, into the same memory."""
+    """A recorder whose replay runs the function again: from the same memory, into the same memory."""
 
     def __init__(self) -> None:
         self.replays = 0
@@ -40,33 +40,36 @@ class Replayer:
 
 @pytest.fixture
 def few_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Few sizes of graphs; and what a compilation sets for the whole process is set back."""
+    """Captures graphs of few sizes, and undoes afterwards what a compilation sets for the whole process."""
     monkeypatch.setattr(graphs, "BUCKETS", (32, 64, 128, 256, 512))
     yield
     torch.compiler.set_stance("default")
     torch._dynamo.reset()
 
 
-def load_as_on_cuda(path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    for family in (packed, adapter):
+def load_as_on_cuda(path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> WholeModel:
+    """Loads a checkpoint on the CPU, with the kernel and the staging of CUDA."""
+    for family in (qwen3_vl, text_encoder):
         monkeypatch.setattr(family, "choose_kernel", lambda *_: VarlenKernel())
         monkeypatch.setattr(family, "Staging", lambda device: staging.Staging(device, pinned=True))
-    return load_model(path, device="cpu", dtype=dtype, max_image_width=512, max_image_height=512, allow_pickle=False)
+    return load_model(path, dtype=dtype)
 
 
-def forward_of(model: Any) -> DecoderForward:
-    assert isinstance(model._forward, DecoderForward)
-    return model._forward
+def forward_of(model: WholeModel) -> DecoderForward:
+    """Returns the forward of a decoder."""
+    assert isinstance(model.model.forward, DecoderForward)
+    return model.model.forward
 
 
-def prepare(model: Any, *items: tuple[Any, ...]) -> list[PreparedInput]:
+def prepare(model: WholeModel, *items: tuple[Any, ...]) -> list[PreparedInput]:
+    """Prepares inputs, each given by its parts."""
     return [model.prepare(EmbeddingInput(parts)) for parts in items]
 
 
-def samples(model: Any) -> list[list[PreparedInput]]:
-    """Batches of one input, of several and, where the model reads them, with images."""
+def samples(model: WholeModel) -> list[list[PreparedInput]]:
+    """Prepares batches of one input, of several and, if the model reads them, with images."""
     one, two = prepare(model, ("one",), ("two " * 30,))
     if not model.info.supports_images:
         return [[one], [two, one]]
-    (seen,) = prepare(model, (Image.new("RGB", (64, 96), "red"), "and a word"))
-    return [[one], [two, one], [seen], [one, seen, seen, two]]
+    (image,) = prepare(model, (Image.new("RGB", (64, 96), "red"), "and a word"))
+    return [[one], [two, one], [image], [one, image, image, two]]

@@ -14,26 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from models.base import EmbeddingInput, EmbeddingModel
+from models.base import EmbeddingInput
 from tests.support.oracle import Rows, cosines
 from tests.support.recorded import SENTENCE_TRANSFORMERS
 from tests.support.text_checkpoints import WORDS
-from tests.support.whole_model import load_model
+from tests.support.whole_model import WholeModel
 
 SAME = 0.99999
 LENGTHS = (0, 1, 2, 3, 5, 5, 8, 8, 9, 13, 17, 21, 30, 30, 40, 60)
 TEXTS = [" ".join(np.random.default_rng(100 + i).choice(WORDS[:60], n)) for i, n in enumerate(LENGTHS)]
 
 
-def load(path: Path, **changes: Any) -> EmbeddingModel:
-    settings: dict[str, Any] = {
-        "device": "cpu", "dtype": "float32", "max_image_width": 512, "max_image_height": 512, "allow_pickle": False
-    }  # fmt: skip
-    return load_model(path, **{**settings, **changes})
-
-
-def embed(model: EmbeddingModel, texts: Sequence[str], instruction: str | None = None) -> Rows:
-    """All of them in one batch, cut where they are too long, as the library cuts them."""
+def embed(model: WholeModel, texts: Sequence[str], instruction: str | None = None) -> Rows:
+    """Embeds texts in one batch; those that are too long are cut, as the library cuts them."""
     return model.embed([model.prepare(EmbeddingInput((text,), instruction, truncate=True)) for text in texts])
 
 
@@ -90,6 +83,7 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(re.sub(rb'"transformers_version": "[^"]*"', b"", data)).hexdigest()
 
 
-def same(one: Rows, other: Rows, bar: float = SAME) -> None:
+def assert_same(one: Rows, other: Rows, bar: float = SAME) -> None:
+    """Asserts that every row has a cosine of `bar` or more with the same row of the other."""
     assert one.shape == other.shape
     assert cosines(one, other).min() >= bar

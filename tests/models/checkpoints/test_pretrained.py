@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -34,10 +33,6 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def kind_of(folder: Path) -> str:
     return str(json.loads((folder / "config.json").read_bytes())["model_type"])
-
-
-def load(folder: Path) -> Any:
-    return load_model(folder, device="cpu", dtype="float32", max_image_width=0, max_image_height=0, allow_pickle=False)
 
 
 def edit(folder: Path, change: Callable[[dict[str, torch.Tensor], str], object]) -> None:
@@ -69,7 +64,7 @@ def another_layer(weights: dict[str, torch.Tensor], name: str) -> None:
 def test_weights_that_do_not_fit_are_refused(folder: Path, change: Callable[..., object], words: str) -> None:
     edit(folder, change)
     with pytest.raises(ModelLoadError, match=words):
-        load(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
@@ -89,13 +84,13 @@ def test_rope_that_depends_on_the_batch_is_refused(tmp_path: Path, family: str, 
         one |= {"rope_type": kind, "factor": 2.0, "short_factor": factors, "long_factor": factors}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelLoadError, match=f"where a token stands would depend on the other inputs .*{kind}"):
-        load(folder)
+        load_model(folder)
 
 
 def test_weights_of_a_head_are_ignored(folder: Path) -> None:
-    before = load(folder).info
+    before = load_model(folder).info
     edit(folder, lambda weights, _: weights.update({"lm_head.weight": torch.ones(3, 3), "cls.predictions.bias": torch.ones(3)}))
-    assert load(folder).info == before
+    assert load_model(folder).info == before
 
 
 def test_adapter_is_refused(folder: Path) -> None:
@@ -103,7 +98,7 @@ def test_adapter_is_refused(folder: Path) -> None:
     model."""
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(folder)}))
     with pytest.raises(ModelLoadError, match=r"adapter_config\.json: an adapter is not applied here"):
-        load(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("part", ["", "text_config"])
@@ -114,4 +109,4 @@ def test_weights_that_are_quantised_are_refused(folder: Path, part: str, key: st
     (config.setdefault(part, {}) if part else config)[key] = {"quant_method": "fp8"}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelLoadError, match="its weights are quantised"):
-        load(folder)
+        load_model(folder)

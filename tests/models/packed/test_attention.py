@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from models.packed import varlen
-from models.packed.attention import AttentionKernel, PrefixKeys, SdpaKernel, Span
+from models.packed.attention import AttentionKernel, Heads, PrefixKeys, SdpaKernel, Span
 from models.packed.masks import Window
-from models.packed.varlen import Bounds, Heads, VarlenAttention, VarlenKernel, choose_kernel, merge, trusted_kernel
+from models.packed.varlen import Bounds, VarlenAttention, VarlenKernel, choose_kernel, merge, trusted_kernel
 from tests.support import varlen_cpu  # noqa: F401 - the kernel for this test's device
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
@@ -42,7 +42,7 @@ def textbook(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix: PrefixKe
 
 @pytest.mark.parametrize("kernel", [SdpaKernel(), VarlenKernel()], ids=["sdpa", "varlen"])
 @pytest.mark.parametrize("spans", ROWS.values(), ids=ROWS)
-def test_every_and_last_token(spans: list[Span], kernel: AttentionKernel) -> None:
+def test_attention_of_all_tokens_and_of_last_tokens(spans: list[Span], kernel: AttentionKernel) -> None:
     torch.manual_seed(0)
     total = sum(span.length for span in spans)
     q, k, v = torch.randn(total, HEADS, SIZE), torch.randn(total, KV_HEADS, SIZE), torch.randn(total, KV_HEADS, SIZE)
@@ -55,27 +55,27 @@ def test_every_and_last_token(spans: list[Span], kernel: AttentionKernel) -> Non
         expected.append(textbook(q[own], k[own], v[own], prefix))
 
     attention = kernel.causal(spans, torch.from_numpy)
-    every = attention.every(q, k, v, prefixes, SCALE)
+    every = attention.all_tokens(q, k, v, prefixes, SCALE)
     torch.testing.assert_close(every, torch.cat(expected).float(), rtol=1e-5, atol=1e-5)
-    last = attention.last(q[torch.from_numpy(ends - 1)], k, v, prefixes, SCALE)
+    last = attention.last_tokens(q[torch.from_numpy(ends - 1)], k, v, prefixes, SCALE)
     torch.testing.assert_close(last, torch.stack([rows[-1] for rows in expected]).float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", [SdpaKernel(), VarlenKernel()], ids=["sdpa", "varlen"])
 @pytest.mark.parametrize("lengths", [[6], [4, 4, 4], [3, 9, 9, 2]])
-def test_whole_sequences(kernel: AttentionKernel, lengths: list[int]) -> None:
+def test_attention_is_bidirectional(kernel: AttentionKernel, lengths: list[int]) -> None:
     torch.manual_seed(1)
     q, k, v = (torch.randn(sum(lengths), HEADS, SIZE) for _ in range(3))
     expected = []
     for one_q, one_k, one_v in zip(*(x.split(lengths) for x in (q, k, v)), strict=True):
         weights = (torch.einsum("qhd,khd->hqk", one_q, one_k) * SCALE).softmax(-1)
         expected.append(torch.einsum("hqk,khd->qhd", weights, one_v).flatten(1))
-    torch.testing.assert_close(kernel.whole(lengths, torch.from_numpy)(q, k, v, SCALE), torch.cat(expected))
+    torch.testing.assert_close(kernel.bidirectional(lengths, torch.from_numpy)(q, k, v, SCALE), torch.cat(expected))
 
 
 @pytest.mark.parametrize("kernel", [SdpaKernel(), VarlenKernel()], ids=["sdpa", "varlen"])
 @pytest.mark.parametrize("lengths", [[6], [4, 4, 4], [3, 9, 9, 2, 20]])
-def test_sequences_that_see_what_is_near(kernel: AttentionKernel, lengths: list[int]) -> None:
+def test_attention_within_a_window(kernel: AttentionKernel, lengths: list[int]) -> None:
     torch.manual_seed(2)
     q, k, v = (torch.randn(sum(lengths), HEADS, SIZE) for _ in range(3))
     expected = []
@@ -93,12 +93,12 @@ def test_sequences_that_see_what_is_near(kernel: AttentionKernel, lengths: list[
         kernel.local([50], window, torch.from_numpy)(*(torch.randn(3, 50, HEADS, SIZE).unbind(0)), SCALE)
 
 
-def test_sequences_on_no_prefix_come_first() -> None:
+def test_attention_wants_sequences_on_no_prefix_first() -> None:
     with pytest.raises(ValueError, match="come first"):
         VarlenKernel().causal([Span(3, 0, 6), Span(4)], torch.from_numpy)
 
 
-def test_a_merge_of_far_apart_sums_is_the_greater_one() -> None:
+def test_merge_of_far_apart_sums_is_the_greater_one() -> None:
     one, other = torch.ones(1, 2, 3), torch.full((1, 2, 3), 5.0)
     merged = merge(one, torch.tensor([[500.0], [-500.0]]), other, torch.tensor([[-500.0], [500.0]]))
     torch.testing.assert_close(merged, torch.tensor([1.0, 5.0]).view(1, 2, 1).expand(1, 2, 3))
@@ -109,7 +109,7 @@ def test_a_merge_of_far_apart_sums_is_the_greater_one() -> None:
 HALF_ON_CPU = (torch.device("cpu"), torch.bfloat16, Heads(HEADS, KV_HEADS, SIZE))
 
 
-def test_a_kernel_that_agrees_is_used() -> None:
+def test_varlen_kernel_that_agrees_is_used() -> None:
     assert isinstance(trusted_kernel(*HALF_ON_CPU), VarlenKernel)
 
 
@@ -139,7 +139,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_kernel_that_does_not_is_not(fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_varlen_kernel_that_disagrees_is_not_used(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     name, replacement, words = FAULTS[fault]
     monkeypatch.setattr(varlen, name, replacement)
     assert isinstance(trusted_kernel(*HALF_ON_CPU), SdpaKernel)
@@ -147,7 +149,7 @@ def test_a_kernel_that_does_not_is_not(fault: str, monkeypatch: pytest.MonkeyPat
     assert "SDPA is used" in caplog.text
 
 
-def test_windows_are_asked_of_a_kernel_where_a_model_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_varlen_kernel_is_judged_by_windows_if_the_model_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(trusted_kernel(*HALF_ON_CPU, 20), VarlenKernel)
     within = VarlenKernel._within
     # Half of the window that is asked for; what sees all is as it was.
@@ -157,13 +159,13 @@ def test_windows_are_asked_of_a_kernel_where_a_model_has_them(monkeypatch: pytes
     assert isinstance(trusted_kernel(*HALF_ON_CPU), VarlenKernel)
 
 
-def test_float32_and_cpus_have_no_varlen_kernel() -> None:
+def test_varlen_kernel_is_not_for_float32_or_a_cpu() -> None:
     heads = Heads(HEADS, KV_HEADS, SIZE)
     assert isinstance(choose_kernel(torch.device("cuda"), torch.float32, heads), SdpaKernel)
     assert isinstance(choose_kernel(torch.device("cpu"), torch.bfloat16, heads), SdpaKernel)
 
 
-def test_torch_before_2_14_is_asked_without_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_varlen_kernel_before_torch_2_14_is_called_without_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.nn.attention import varlen as torch_varlen
 
     asked: list[dict[str, object]] = []
@@ -175,15 +177,15 @@ def test_torch_before_2_14_is_asked_without_a_flag(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch_varlen, "varlen_attn", older)
     varlen._varlen.cache_clear()
     try:
-        bounds = Bounds.of([2], torch.from_numpy)
+        bounds = Bounds.from_lengths([2], torch.from_numpy)
         attention = VarlenAttention(bounds, torch.arange(2, dtype=torch.int32))
-        attention.every(torch.zeros(2, 4, 8), torch.zeros(2, 2, 8), torch.zeros(2, 2, 8), (), 1.0)
+        attention.all_tokens(torch.zeros(2, 4, 8), torch.zeros(2, 2, 8), torch.zeros(2, 2, 8), (), 1.0)
     finally:
         varlen._varlen.cache_clear()
     assert asked == [{"scale": 1.0, "window_size": (-1, 0)}]
 
 
-def test_equal_heads_keep_clear_of_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_varlen_kernel_of_equal_heads_avoids_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
     """From 2.14 on torch takes cuDNN for the patches of an image unless splits are asked for."""
     from torch.nn.attention import varlen as torch_varlen
 
@@ -200,8 +202,8 @@ def test_equal_heads_keep_clear_of_cudnn(monkeypatch: pytest.MonkeyPatch) -> Non
     varlen._varlen.cache_clear()
     try:
         q, k = torch.zeros(2, 4, 8), torch.zeros(2, 2, 8)
-        VarlenKernel().whole([2], torch.from_numpy)(q, q, q, 1.0)
-        VarlenKernel().causal([Span(2)], torch.from_numpy).every(q, k, k, (), 1.0)
+        VarlenKernel().bidirectional([2], torch.from_numpy)(q, q, q, 1.0)
+        VarlenKernel().causal([Span(2)], torch.from_numpy).all_tokens(q, k, k, (), 1.0)
     finally:
         varlen._varlen.cache_clear()
     assert asked == [{"gqa False", "splits 1"}, {"gqa True", "splits None"}]

@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from models.packed import compiled, decoder
 from tests.conformance.report import CHECKPOINT
-from tests.support.as_on_cuda import forward_of, load_as_on_cuda, prepare, samples
+from tests.support.as_on_cuda import few_graphs, forward_of, load_as_on_cuda, prepare, samples  # noqa: F401 - a fixture
 from tests.support.oracle import Rows
 
 pytestmark = pytest.mark.usefixtures("few_graphs")
@@ -27,7 +27,7 @@ def embed_all(model: Any) -> list[Rows]:
     return [model.embed(sample) for sample in samples(model)]
 
 
-def test_layers_are_compiled_once_for_all_layers_and_lengths(model: Any) -> None:
+def test_compile_once_for_all_layers_and_lengths(model: Any) -> None:
     forward, counter = forward_of(model), CompileCounterWithBackend("eager")
     before = forward._decoder.steps
     assert compiled.compile_steps(forward.stepped(), lambda: embed_all(model), 0.995, counter)
@@ -52,7 +52,7 @@ def doubled(graph: Any, _: Any) -> Any:
 
 
 @pytest.mark.parametrize(("compiler", "words"), [(broken, "no C compiler was found"), (doubled, "they give other vectors")])
-def test_layers_that_cannot_be_trusted_stay_as_they_were(
+def test_compile_that_cannot_be_trusted_is_undone(
     model: Any, compiler: Any, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     forward = forward_of(model)
@@ -65,5 +65,5 @@ def test_layers_that_cannot_be_trusted_stay_as_they_were(
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_the_text_model_s_steps_are_eager_by_default(model: Any) -> None:
-    assert forward_of(model)._decoder.steps == decoder.Steps()
+def test_compile_is_off_by_default(model: Any) -> None:
+    assert forward_of(model)._decoder.steps == decoder.DecoderSteps()

@@ -11,7 +11,7 @@ import torch
 
 from models.packed.forward import DecoderForward
 from tests.conformance.report import CHECKPOINT
-from tests.support.as_on_cuda import Replayer, forward_of, load_as_on_cuda, prepare, samples
+from tests.support.as_on_cuda import Replayer, few_graphs, forward_of, load_as_on_cuda, prepare, samples  # noqa: F401 - a fixture
 from tests.support.oracle import cosines
 
 pytestmark = pytest.mark.usefixtures("few_graphs")
@@ -36,7 +36,7 @@ class NoMemory:
 
 
 @pytest.mark.parametrize("after", [0, 2])
-def test_a_capture_that_fails_leaves_the_graphs_that_there_are(model: Any, after: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_graphs_captured_before_a_failure_stay(model: Any, after: int, caplog: pytest.LogCaptureFixture) -> None:
     forward = forward_of(model)
     forward.optimize(samples(model), compiler="eager", recorder=NoMemory(after))
     assert forward._graphs is not None and len(forward._graphs) == after
@@ -46,9 +46,7 @@ def test_a_capture_that_fails_leaves_the_graphs_that_there_are(model: Any, after
 
 
 @pytest.mark.parametrize(("noise", "same"), [(1e-6, 0.995), (1e-3, 0.995), (0.01, 0.96), (0.2, 0.9)])
-def test_how_near_is_the_same_follows_from_rounding(
-    model: Any, noise: float, same: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_optimize_sets_its_bar_by_rounding(model: Any, noise: float, same: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deep model rounds worse: measured by what company does to its vectors, and never so far that a mistake would pass."""
     forward = forward_of(model)
     turned = np.array([[1 - noise, np.sqrt(1 - (1 - noise) ** 2)]], dtype=np.float32)
@@ -59,7 +57,7 @@ def test_how_near_is_the_same_follows_from_rounding(
     assert forward._same(samples(model)) == pytest.approx(same, abs=1e-5)
 
 
-def test_a_prefix_that_saves_much_is_taken_rather_than_a_graph(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefix_that_saves_much_goes_before_a_graph(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     forward, recorder = forward_of(model), Replayer()
     forward.optimize(samples(model), compiler="eager", recorder=recorder)
     assert forward._graphs is not None

@@ -16,7 +16,7 @@ from models.base import PreparedInput
 from models.packed import graphs
 from models.packed.forward import DecoderForward
 from models.packed.graphs import TokenGraph, TokenGraphs
-from models.packed.layout import PackedRow
+from models.packed.token_row import TokenRow
 from tests.conformance.report import CHECKPOINT
 from tests.support.as_on_cuda import Replayer, few_graphs, forward_of, load_as_on_cuda  # noqa: F401 - a fixture
 
@@ -37,29 +37,29 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def capture(forward: DecoderForward, recorder: graphs.Recorder) -> TokenGraphs:
     with torch.inference_mode():
-        return TokenGraphs(forward._decoder, forward._head, forward._staging, recorder, forward._run, 0.995)
+        return TokenGraphs(forward._decoder, forward._to_vectors, forward._staging, recorder, forward._run, 0.995)
 
 
-def row_of(*lengths: int) -> PackedRow:
+def row_of(*lengths: int) -> TokenRow:
     rng = np.random.default_rng(len(lengths))
     batch = [PreparedInput(rng.integers(0, 400, length)) for length in lengths]
-    return PackedRow.lay_out(batch, [None] * len(batch))
+    return TokenRow.lay_out(batch)
 
 
 @pytest.mark.parametrize(
     "lengths", [[64], [1], [16, 16, 16, 16], [20, 44], [30, 20], [17]], ids=lambda lengths: "+".join(map(str, lengths))
 )
-def test_a_graph_gives_the_vectors_of_its_row_alone(model: Any, lengths: list[int]) -> None:
+def test_graph_gives_the_vectors_of_its_row_alone(model: Any, lengths: list[int]) -> None:
     """Full and nearly empty, after a batch that has left its own numbers in the memory."""
     forward = forward_of(model)
     with torch.inference_mode():
-        graph = TokenGraph(64, forward._decoder, forward._head, forward._staging, Replayer())
+        graph = TokenGraph(64, forward._decoder, forward._to_vectors, forward._staging, Replayer())
         graph(row_of(30, 34))
         row = row_of(*lengths)
         torch.testing.assert_close(graph(row).clone(), forward._run(row))
 
 
-def test_a_graph_that_gives_other_vectors_is_not_used(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_graph_that_gives_other_vectors_is_not_used(model: Any, caplog: pytest.LogCaptureFixture) -> None:
     found = capture(forward_of(model), Stale())
     assert len(found) == 0
     assert found.choose(30, 1, 0) is None
@@ -81,10 +81,10 @@ class Addresses:
         return lambda: None, run()
 
 
-def test_what_a_graph_reads_lives_as_long_as_the_graph(model: Any) -> None:
+def test_graph_keeps_alive_what_it_reads(model: Any) -> None:
     forward, recorder = forward_of(model), Addresses()
     with torch.inference_mode():
-        graph = TokenGraph(64, forward._decoder, forward._head, forward._staging, recorder)
+        graph = TokenGraph(64, forward._decoder, forward._to_vectors, forward._staging, recorder)
     gc.collect()
     assert len(recorder.reads) == 5
     assert all(read() is not None for read in recorder.reads)
@@ -93,7 +93,7 @@ def test_what_a_graph_reads_lives_as_long_as_the_graph(model: Any) -> None:
     assert not any(read() is not None for read in recorder.reads)
 
 
-def test_which_batch_is_worth_a_graph(model: Any) -> None:
+def test_graph_is_chosen_if_it_is_done_sooner(model: Any) -> None:
     found = capture(forward_of(model), Replayer())
     assert len(found) == 5
     found._seconds = {32: 0.001, 64: 0.002, 128: 0.003, 256: 0.005, 512: 0.010}

@@ -30,7 +30,7 @@ class Recorder:
         return [(torch.zeros(len(token_ids), 1, 1), torch.zeros(len(token_ids), 1, 1))]
 
 
-def test_a_prefix_is_computed_for_its_third_input() -> None:
+def test_prefix_cache_computes_a_prefix_for_its_third_input() -> None:
     compute = Recorder()
     cache = PrefixCache(compute)
     assert cache.for_batch([item(1, 2, 9, prefix=2)]) == [None]
@@ -42,7 +42,7 @@ def test_a_prefix_is_computed_for_its_third_input() -> None:
     assert len(compute.asked) == 1
 
 
-def test_inputs_of_a_batch_share_one_at_once() -> None:
+def test_prefix_cache_shares_a_prefix_within_a_batch() -> None:
     compute = Recorder()
     batch = [item(1, 2, 9, prefix=2), item(5, 6, prefix=1), item(1, 2, 7, prefix=2), item(1, 2, 3, prefix=2)]
     found = PrefixCache(compute).for_batch(batch)
@@ -51,7 +51,7 @@ def test_inputs_of_a_batch_share_one_at_once() -> None:
     assert compute.asked == [[1, 2]]
 
 
-def test_a_batch_computes_few_the_most_frequent() -> None:
+def test_prefix_cache_computes_few_for_a_batch_and_the_most_frequent() -> None:
     compute = Recorder()
     cache = PrefixCache(compute)
     batch = [item(first, 9, prefix=1) for first in range(20) for _ in range(4 if first in (3, 17) else 3)]
@@ -61,7 +61,7 @@ def test_a_batch_computes_few_the_most_frequent() -> None:
     assert [17] in compute.asked
 
 
-def test_no_prefix_and_a_long_one_are_left_alone() -> None:
+def test_prefix_cache_leaves_empty_and_long_ones_alone() -> None:
     compute = Recorder()
     long = list(range(prefix_cache.MAX_PREFIX_TOKENS + 1))
     batch = [item(1, prefix=0), item(*long, 1, prefix=len(long))] * 3
@@ -69,7 +69,7 @@ def test_no_prefix_and_a_long_one_are_left_alone() -> None:
     assert compute.asked == []
 
 
-def test_the_least_recently_used_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefix_cache_evicts_the_least_recently_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefix_cache, "MAX_TOKENS", 4)
     compute = Recorder()
     cache = PrefixCache(compute)
@@ -83,8 +83,8 @@ def test_the_least_recently_used_go_first(monkeypatch: pytest.MonkeyPatch) -> No
     assert compute.asked[3:] == [[2, 0]]
 
 
-def test_what_was_seen_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix_cache, "MAX_SEEN", 2)
+def test_prefix_cache_forgets_old_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_cache, "MAX_COUNTED", 2)
     compute = Recorder()
     cache = PrefixCache(compute)
     for first in (1, 1, 2, 3, 1):
@@ -99,7 +99,7 @@ TEXTS = ["dog", "", "\n\nafter two newlines", "\nx", " a", "river " * 40, "grÃ¶Ã
 INSTRUCTIONS = [None, "Find duplicates!", "Represent the document for retrieval"]
 
 
-def test_vectors_on_a_prefix_are_those_without_one() -> None:
+def test_prefix_gives_the_vectors_without_it() -> None:
     """Many instructions in one batch, texts that merge with the template's last newline among them; cold, then warm."""
     model = load("float32")
     prepared = [model.prepare(EmbeddingInput((text,), instruction)) for instruction in INSTRUCTIONS for text in TEXTS]
@@ -110,7 +110,7 @@ def test_vectors_on_a_prefix_are_those_without_one() -> None:
         assert near.min() >= 0.9999999, near.min()
 
 
-def test_a_prefix_really_is_one() -> None:
+def test_prefix_is_what_inputs_of_an_instruction_share() -> None:
     model = load("float32")
     for instruction in INSTRUCTIONS:
         one, other = (model.prepare(EmbeddingInput((text,), instruction)) for text in ("dog", "2 cats"))
@@ -120,9 +120,9 @@ def test_a_prefix_really_is_one() -> None:
         assert one.token_ids[length] != other.token_ids[length]
 
 
-def test_a_text_that_merges_with_the_templates_last_line_shares_less() -> None:
+def test_prefix_is_shorter_for_a_text_that_merges_with_the_template() -> None:
     """As a leading newline does where the tokenizer has a token for two of them; the reference tokenizer has none."""
-    tokenizer = load("float32")._tokenizer
+    tokenizer = load("float32").preparer._tokenizer
     prompt = tokenizer.prompt("Find duplicates!", ["dog"])
     ids = tokenizer.encode(prompt)
     length = tokenizer.prefix_length(prompt, ids)

@@ -10,7 +10,7 @@ from models.packed import staging
 
 
 @pytest.mark.parametrize("pinned", [False, True])
-def test_what_is_sent_arrives(pinned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_staging_sends_arrays_as_they_are(pinned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In any shape and dtype, and also where the memory had to grow in between."""
     monkeypatch.setattr(staging, "FIRST_BYTES", 64)
     stage = staging.Staging(torch.device("cpu"), pinned=pinned)
@@ -35,7 +35,7 @@ def test_what_is_sent_arrives(pinned: bool, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("pinned", [False, True])
-def test_what_is_fetched_is_the_callers_own(pinned: bool) -> None:
+def test_staging_fetches_rows_of_the_callers_own(pinned: bool) -> None:
     stage = staging.Staging(torch.device("cpu"), pinned=pinned)
     first = stage.fetch(torch.ones(2, 3))
     stage.begin()

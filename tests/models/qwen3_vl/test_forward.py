@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,23 +11,22 @@ from PIL import Image
 
 from models.base import EmbeddingInput, PreparedInput
 from models.checkpoints.demo import OTHER, write_demo_checkpoint
-from models.qwen3_vl.adapter import Qwen3VLEmbedding
 from models.qwen3_vl.forward import PackedForward
 from tests.conformance.report import BARS, CASES, CHECKPOINT, case_input, golden
 from tests.support.as_on_cuda import Replayer, few_graphs, load_as_on_cuda, samples  # noqa: F401 - a fixture
 from tests.support.oracle import cosines
-from tests.support.whole_model import load_model
+from tests.support.whole_model import WholeModel, load_model
 
 pytestmark = pytest.mark.usefixtures("few_graphs")
 
 
-def forward_of(model: Qwen3VLEmbedding) -> PackedForward:
-    assert isinstance(model._forward, PackedForward)
-    return model._forward
+def forward_of(model: WholeModel) -> PackedForward:
+    assert isinstance(model.model.forward, PackedForward)
+    return model.model.forward
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.bfloat16)])
-def test_every_stored_vector_is_met_as_on_cuda(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conformance_as_on_cuda(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled, in graphs, with prefixes in a cascade: alone, all together, and in random company."""
     model = load_as_on_cuda(CHECKPOINT, dtype, monkeypatch)
     recorder = Replayer()
@@ -56,9 +54,9 @@ def test_every_stored_vector_is_met_as_on_cuda(dtype: str, monkeypatch: pytest.M
     assert len(forward_of(model).prefixes) > 0
 
 
-def test_the_cascade_serves_several_instructions_in_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cascade_of_several_instructions_in_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_demo_checkpoint(tmp_path, seed=3, shape=OTHER)
-    plain = load_model(tmp_path, device="cpu", dtype="float32", max_image_width=0, max_image_height=0, allow_pickle=False)
+    plain = load_model(tmp_path)
     model = load_as_on_cuda(tmp_path, "float32", monkeypatch)
     instructions = ["Find the passage.", "Represent the product with all of its properties.", None]
     batch = [model.prepare(EmbeddingInput((f"text {n} " * n,), instructions[n % 3])) for n in range(1, 13)]
@@ -75,21 +73,13 @@ def replace_prefix(item: PreparedInput) -> PreparedInput:
     return PreparedInput(item.token_ids, item.images, item.positions)
 
 
-def test_the_warm_up_optimizes_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_up_optimizes_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str, bool]] = []
     for device in ("cpu", "cuda"):
         for compile in ("auto", "layers", "off"):
-            model: Any = load_model(
-                CHECKPOINT,
-                device="cpu",
-                dtype="float32",
-                compile=compile,
-                max_image_width=0,
-                max_image_height=0,
-                allow_pickle=False,
-            )
+            model = load_model(CHECKPOINT, compile=compile)
             note = lambda _, *, graphs, at=(device, compile): asked.append((*at, graphs))  # noqa: E731
-            monkeypatch.setattr(model._forward, "optimize", note)
-            monkeypatch.setattr(model, "_device", torch.device(device))
+            monkeypatch.setattr(model.model.forward, "optimize", note)
+            monkeypatch.setattr(model.model, "_device", torch.device(device))
             model.warm_up()
     assert asked == [("cuda", "auto", True), ("cuda", "layers", False)]

@@ -55,7 +55,7 @@ def official_size(width: int, height: int) -> tuple[int, int]:
 
 @settings(derandomize=True, max_examples=300, deadline=None)
 @given(width=st.integers(1, 6000), height=st.integers(1, 6000))
-def test_sizes_without_limits_are_the_official_ones(width: int, height: int) -> None:
+def test_image_size_without_limits_is_the_official_one(width: int, height: int) -> None:
     if max(width, height) > 200 * min(width, height):
         with pytest.raises(InvalidInput, match="200 times"):
             plan_image((width, height), NO_LIMITS, SPEC)
@@ -72,7 +72,7 @@ def test_sizes_without_limits_are_the_official_ones(width: int, height: int) -> 
     size=st.tuples(st.integers(1, 6000), st.integers(1, 6000)),
     limits=st.tuples(*[st.sampled_from([0, 1, 32, 100, 512, 777])] * 2),
 )
-def test_sizes_with_limits_are_fitted_and_then_the_official_ones(size: tuple[int, int], limits: tuple[int, int]) -> None:
+def test_image_size_with_limits_is_fitted_and_then_the_official_one(size: tuple[int, int], limits: tuple[int, int]) -> None:
     width, height = size
     if max(size) > 200 * min(size):
         return
@@ -105,14 +105,14 @@ def test_sizes_with_limits_are_fitted_and_then_the_official_ones(size: tuple[int
         pytest.param((100, 100), (1, 1), (1, 1), (64, 64), id="limits of a pixel"),
     ],
 )
-def test_the_limits(size: tuple[int, int], limits: tuple[int, int], fitted: tuple[int, int], read: tuple[int, int]) -> None:
+def test_image_limits(size: tuple[int, int], limits: tuple[int, int], fitted: tuple[int, int], read: tuple[int, int]) -> None:
     assert fit_within(size, ImageLimits(*limits)) == fitted
     assert plan_image(size, ImageLimits(*limits), SPEC).size == read
 
 
 @pytest.mark.parametrize("limits", [(0, 0), (512, 512), (32, 0)])
 @pytest.mark.parametrize("size", [(201, 1), (1, 201), (40_001, 200), (3000, 14)])
-def test_an_aspect_ratio_over_200_is_refused(size: tuple[int, int], limits: tuple[int, int]) -> None:
+def test_aspect_ratio_over_200_is_refused(size: tuple[int, int], limits: tuple[int, int]) -> None:
     """Whatever the limits: what is refused does not hang on how small it would have been made."""
     with pytest.raises(InvalidInput, match="more than 200 times"):
         plan_image(size, ImageLimits(*limits), SPEC)
@@ -120,7 +120,7 @@ def test_an_aspect_ratio_over_200_is_refused(size: tuple[int, int], limits: tupl
 
 @pytest.mark.parametrize("size", [(200, 1), (1, 200), (40_000, 200)])
 @pytest.mark.parametrize("limits", [(0, 0), (512, 512), (100, 100), (1, 1)])
-def test_an_aspect_ratio_of_200_is_read(size: tuple[int, int], limits: tuple[int, int]) -> None:
+def test_aspect_ratio_of_200_is_read(size: tuple[int, int], limits: tuple[int, int]) -> None:
     assert plan_image(size, ImageLimits(*limits), SPEC).num_tokens >= 4
 
 
@@ -129,7 +129,7 @@ def test_an_aspect_ratio_of_200_is_read(size: tuple[int, int], limits: tuple[int
     size=st.tuples(st.integers(1, 5000), st.integers(1, 5000)) | st.tuples(st.integers(1, 200), st.integers(1, 200)),
     limits=st.tuples(st.integers(0, 700), st.integers(0, 700)),
 )
-def test_no_image_is_larger_than_the_largest(size: tuple[int, int], limits: tuple[int, int]) -> None:
+def test_largest_image_is_never_exceeded(size: tuple[int, int], limits: tuple[int, int]) -> None:
     if max(size) > 200 * min(size):
         return
     width, height = plan_image(size, ImageLimits(*limits), SPEC).size
@@ -137,12 +137,12 @@ def test_no_image_is_larger_than_the_largest(size: tuple[int, int], limits: tupl
 
 
 @pytest.mark.parametrize(("limits", "size"), [((0, 0), (4000, 3000)), ((512, 512), (1024, 1024)), ((512, 256), (2048, 1024))])
-def test_the_largest_image_is_one_that_can_be(limits: tuple[int, int], size: tuple[int, int]) -> None:
+def test_largest_image_can_be_reached(limits: tuple[int, int], size: tuple[int, int]) -> None:
     image = extract_patches(noise(*size), plan_image(size, ImageLimits(*limits), SPEC), SPEC)
     assert 0.9 * largest_image(ImageLimits(*limits), SPEC) <= image.patches.nbytes <= largest_image(ImageLimits(*limits), SPEC)
 
 
-def test_a_checkpoint_of_another_patch_size() -> None:
+def test_image_size_for_another_patch_size() -> None:
     spec = VisionSpec(14, 2, 2, 1 / 255, (0.5,) * 3, (0.5,) * 3)
     grid = plan_image((200, 100), NO_LIMITS, spec)
     assert grid == ImageGrid((200, 100), (196, 112), (8, 14), 28)
@@ -175,7 +175,7 @@ def test_patches_are_the_stock_processors(oracle: Oracle, size: tuple[int, int])
     np.testing.assert_allclose(normalized(prepared.patches, spec), stock["pixel_values"].numpy(), rtol=0, atol=1e-6)
 
 
-def test_an_image_over_the_limits_is_resized_once(oracle: Oracle) -> None:
+def test_patches_of_an_image_over_the_limits_are_resized_once(oracle: Oracle) -> None:
     """Straight to the grid: a thumbnail in between would blur it."""
     image = noise(900, 700)
     grid = plan_image(image.size, ImageLimits(512, 512), SPEC)
@@ -186,7 +186,7 @@ def test_an_image_over_the_limits_is_resized_once(oracle: Oracle) -> None:
 
 
 @pytest.mark.parametrize("size", [(521, 519), (519, 1031), (2049, 1537), (271, 1000)])
-def test_a_reduced_jpeg_is_read_as_the_whole_would_be(size: tuple[int, int]) -> None:
+def test_patches_of_a_reduced_jpeg_are_those_of_the_original(size: tuple[int, int]) -> None:
     """Where sides are no multiples of the reduction the image was stretched, by up to nine levels in the pixels."""
     waves = [np.cos(np.arange(side) * 12 / side)[:: 1 if axis else -1] for axis, side in enumerate(reversed(size))]
     image = Image.fromarray((np.add.outer(*waves) * 60 + 128).astype(np.uint8)).convert("RGB")
@@ -200,7 +200,7 @@ def test_a_reduced_jpeg_is_read_as_the_whole_would_be(size: tuple[int, int]) -> 
     assert np.abs(as_whole - as_reduced).max() <= 2
 
 
-def test_the_image_is_left_as_it_was() -> None:
+def test_patches_leave_the_image_as_it_was() -> None:
     image = noise(64, 64)
     before = image.tobytes()
     extract_patches(image, plan_image(image.size, NO_LIMITS, SPEC), SPEC).patches[:] = 0
@@ -210,7 +210,7 @@ def test_the_image_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     "spec", [SPEC, VisionSpec(16, 2, 2, 1 / 255, (0.48, 0.45, 0.40), (0.26, 0.27, 0.28))], ids=["half", "each"]
 )
-def test_the_vision_tower_gets_the_stock_processors_values(oracle: Oracle, spec: VisionSpec) -> None:
+def test_pixels_are_normalised_as_by_the_stock_processor(oracle: Oracle, spec: VisionSpec) -> None:
     """Normalised by the checkpoint's own mean and deviation."""
     images = [noise(64, 96), noise(128, 64)]
     prepared = [extract_patches(image, plan_image(image.size, NO_LIMITS, spec), spec) for image in images]
@@ -271,7 +271,7 @@ def test_positions_of_many_orders(oracle: Oracle) -> None:
         check_positions(oracle, runs)
 
 
-def test_positions_of_images_with_nothing_between() -> None:
+def test_positions_of_images_side_by_side() -> None:
     """A template without tokens around an image: each begins where the one before it has ended."""
     grids = [ImageGrid((0, 0), (0, 0), (2, 4), 2), ImageGrid((0, 0), (0, 0), (4, 2), 2)]
     positions = mrope_positions(np.array([5, 9, 9, 9, 9, 5]), 9, 2, grids)
@@ -279,7 +279,7 @@ def test_positions_of_images_with_nothing_between() -> None:
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0), (10, 20, 30), (266, 20, 30 << 8 | 30), (300, 20, 30)])
-def test_a_transparent_colour_is_what_pillow_makes_of_it(colour: tuple[int, int, int]) -> None:
+def test_transparent_colour_is_what_pillow_makes_of_it(colour: tuple[int, int, int]) -> None:
     """A PNG of 16 bits names one of 16 bits."""
     pixels = np.zeros((64, 96, 3), np.uint8)
     pixels[4:20, 5:50] = (10, 20, 30)

@@ -15,7 +15,7 @@ from transformers import AutoProcessor
 
 from models.base import InputTooLong, InvalidInput, ModelLoadError
 from models.checkpoints.demo import OTHER, SPECIAL_TOKENS, TINY, write_demo_checkpoint
-from models.qwen3_vl.prompt import DEFAULT_INSTRUCTION, MAX_PARTS, Prompt, PromptTokenizer, tidy_instruction
+from models.qwen3_vl.prompt import DEFAULT_INSTRUCTION, MAX_PARTS, ChatPrompt, ChatTokenizer, tidy_instruction
 from tests.conformance.report import CASES, CHECKPOINT
 
 IMAGE_PAD = "<|image_pad|>"
@@ -31,7 +31,7 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.stock: Any = AutoProcessor.from_pretrained(path)
-        self.ours = PromptTokenizer(AutoProcessor.from_pretrained(path))
+        self.ours = ChatTokenizer(AutoProcessor.from_pretrained(path))
 
     def encode(self, parts: Order, instruction: str = DEFAULT_INSTRUCTION) -> list[int]:
         return self.ours.encode(self.ours.prompt(instruction, parts))
@@ -50,10 +50,6 @@ class Checkpoint:
         text = self.stock_render(parts, instruction)
         ids: list[int] = self.stock(text=[text], images=images or None, do_resize=False)["input_ids"][0]
         return ids
-
-    def plain(self, text: str) -> list[int]:
-        """The text's ids with special tokens off, by a tokenizer that is not ours."""
-        return self.ours._tokenizer.encode(text, add_special_tokens=False).ids
 
     def special_ids(self) -> set[int]:
         return {id for id, token in self.stock.tokenizer.added_tokens_decoder.items() if token.special}
@@ -117,7 +113,7 @@ def test_ids_of_an_order_of_parts(checkpoint: Checkpoint, parts: Order) -> None:
     assert checkpoint.ours.prompt(DEFAULT_INSTRUCTION, parts).render() == checkpoint.stock_render(parts)
 
 
-def test_what_the_checkpoints_append(checkpoints: dict[str, Checkpoint]) -> None:
+def test_ids_end_with_what_the_checkpoint_appends(checkpoints: dict[str, Checkpoint]) -> None:
     """The end is the tokenizer's to say: else the tests of OTHER would test nothing new."""
     for name, appends in (("conformance", True), ("tiny", True), ("other", False)):
         end = checkpoints[name].stock.tokenizer.convert_tokens_to_ids("<|endoftext|>")
@@ -148,7 +144,7 @@ def test_ids_of_any_clean_input(checkpoint: Checkpoint, parts: Order, instructio
     assert checkpoint.encode(parts, instruction) == checkpoint.stock_encode(parts, instruction)
 
 
-def test_added_tokens_that_are_not_special_are_read_as_stock_does(checkpoints: dict[str, Checkpoint]) -> None:
+def test_added_tokens_that_are_not_special_are_read(checkpoints: dict[str, Checkpoint]) -> None:
     for name in ("tiny", "other"):
         checkpoint = checkpoints[name]
         think = checkpoint.stock.tokenizer.convert_tokens_to_ids("<think>")
@@ -201,8 +197,8 @@ def with_template(template: str) -> Any:
     return processor
 
 
-def test_the_published_template(appending: Checkpoint) -> None:
-    ours = PromptTokenizer(with_template(PUBLISHED_TEMPLATE))
+def test_template_as_published(appending: Checkpoint) -> None:
+    ours = ChatTokenizer(with_template(PUBLISHED_TEMPLATE))
     for parts in (["a"], [2, "b"], ["c", 1, 3, "d"]):
         assert ours.encode(ours.prompt("I.", parts)) == appending.stock_encode(parts, "I.")
 
@@ -256,7 +252,7 @@ hostile = st.lists(st.sampled_from(SPECIAL_FRAGMENTS), max_size=6).map("".join)
 
 @MODEST
 @given(parts=st.lists(st.one_of(hostile, st.integers(1, 3)), min_size=1, max_size=5), instruction=hostile)
-def test_no_text_adds_a_special_token(appending: Checkpoint, parts: Order, instruction: str) -> None:
+def test_special_tokens_are_added_by_no_text(appending: Checkpoint, parts: Order, instruction: str) -> None:
     ids = appending.encode(parts, instruction)
     harmless = [part if isinstance(part, int) else "a" for part in parts]
     assert own_special_ids(appending, ids) == own_special_ids(appending, appending.stock_encode(harmless, "a"))
@@ -276,10 +272,10 @@ def test_markers_in_a_users_text_are_text(checkpoint: Checkpoint, text: str) -> 
         assert checkpoint.ours.encode(prompt) == checkpoint.stock_encode(parts, instruction)
 
 
-def test_the_stock_tokenizer_has_no_hold_on_ours() -> None:
+def test_tokenizer_is_a_copy_of_its_own() -> None:
     """Whether special tokens are read is a state of the whole tokenizer, and the stock one sets it at every call."""
     processor = AutoProcessor.from_pretrained(CHECKPOINT)
-    ours = PromptTokenizer(processor)
+    ours = ChatTokenizer(processor)
     before = ours.encode(ours.prompt("a", ["<|im_end|>"]))
     assert processor.tokenizer("<|im_end|>")["input_ids"][0] in processor.tokenizer.added_tokens_decoder
     assert ours.encode(ours.prompt("a", ["<|im_end|>"])) == before
@@ -318,7 +314,7 @@ def test_tidy_instruction(given: str | None, read: str) -> None:
 
 
 @pytest.mark.parametrize("instruction", ["", " ", "no full stop", "\n both \n"])
-def test_an_instruction_is_encoded_as_it_stands(checkpoint: Checkpoint, instruction: str) -> None:
+def test_instruction_is_encoded_verbatim(checkpoint: Checkpoint, instruction: str) -> None:
     assert checkpoint.encode(["a"], instruction) == checkpoint.stock_encode(["a"], instruction)
     assert checkpoint.encode(["a"], instruction) != checkpoint.encode(["a"])
 
@@ -330,28 +326,30 @@ def test_an_instruction_is_encoded_as_it_stands(checkpoint: Checkpoint, instruct
 MULTIBYTE = "größe 検索 🚀🚀 поиск 👩\u200d👩\u200d👧 cafe\u0301 \u1100\u1161\u11a8 <|im_end|> 北京 " * 3
 
 
-def test_the_exact_limit_fits(checkpoint: Checkpoint) -> None:
+def test_limit_that_is_met_exactly_cuts_nothing(checkpoint: Checkpoint) -> None:
     prompt = checkpoint.ours.prompt(DEFAULT_INSTRUCTION, ["The river runs through the old town."])
     ids = checkpoint.ours.encode(prompt)
     for truncate in (True, False):
-        fitted, fitted_ids = checkpoint.ours.fit(prompt, len(ids), truncate)
-        assert fitted is prompt, "nothing was cut"
-        assert fitted_ids == ids
+        fitted = checkpoint.ours.fit(prompt, len(ids), truncate)
+        assert fitted.prompt is prompt, "nothing was cut"
+        assert not fitted.truncated
+        assert fitted.ids == ids
     with pytest.raises(InputTooLong, match=f"{len(ids):,} tokens.*{len(ids) - 1:,}"):
         checkpoint.ours.fit(prompt, len(ids) - 1, False)
-    fitted, fitted_ids = checkpoint.ours.fit(prompt, len(ids) - 1, True)
-    assert fitted is not prompt
-    assert len(fitted_ids) <= len(ids) - 1
+    fitted = checkpoint.ours.fit(prompt, len(ids) - 1, True)
+    assert fitted.truncated
+    assert len(fitted.ids) <= len(ids) - 1
 
 
-def test_the_last_text_is_cut_first(checkpoint: Checkpoint) -> None:
+def test_truncation_cuts_the_last_text_first(checkpoint: Checkpoint) -> None:
     """Down from the whole: the last text loses its end until it is empty, then the one before it; all else stays."""
     parts: Order = ["first text here", 4, "second one", "third, and the last"]
     prompt = checkpoint.ours.prompt("Keep this.", parts)
     whole, least = len(checkpoint.encode(parts, "Keep this.")), len(checkpoint.encode(["", 4, "", ""], "Keep this."))
     seen = []
     for limit in range(whole, least - 1, -1):
-        fitted, ids = checkpoint.ours.fit(prompt, limit, True)
+        found = checkpoint.ours.fit(prompt, limit, True)
+        fitted, ids = found.prompt, found.ids
         assert len(ids) <= limit
         assert fitted.image_tokens == (4,)
         assert fitted.instruction == "Keep this."
@@ -374,11 +372,13 @@ def check_every_limit(checkpoint: Checkpoint, parts: Order, instruction: str) ->
     whole = ours.encode(prompt)
     bare = len(ours.encode(prompt.keep_texts(0)))
     for limit in range(min(bare, len(whole)), len(whole) + 2):
-        fitted, ids = ours.fit(prompt, limit, True)
+        found = ours.fit(prompt, limit, True)
+        fitted, ids = found.prompt, found.ids
         assert len(ids) <= limit
         assert ids == ours.encode(fitted)
         assert fitted.segments == prompt.segments
-        assert (fitted is prompt) == (limit >= len(whole))
+        assert (fitted is prompt) is not found.truncated
+        assert found.truncated == (limit < len(whole))
         assert all(text.startswith(cut) for text, cut in zip(prompt.texts, fitted.texts, strict=True))
     if bare > 1:
         with pytest.raises(InputTooLong):
@@ -395,39 +395,39 @@ def check_every_limit(checkpoint: Checkpoint, parts: Order, instruction: str) ->
         pytest.param(["\u0301\u0301\u0301", "\u0301"], id="marks alone"),
     ],
 )
-def test_no_limit_is_ever_passed(checkpoint: Checkpoint, parts: Order) -> None:
+def test_limit_is_never_exceeded(checkpoint: Checkpoint, parts: Order) -> None:
     check_every_limit(checkpoint, parts, DEFAULT_INSTRUCTION)
 
 
 @settings(MODEST, max_examples=30)
 @given(parts=st.lists(st.one_of(texts, hostile, st.integers(1, 3)), min_size=1, max_size=4), instruction=texts)
-def test_no_limit_is_ever_passed_by_any_input(checkpoint: Checkpoint, parts: Order, instruction: str) -> None:
+def test_limit_is_never_exceeded_by_any_input(checkpoint: Checkpoint, parts: Order, instruction: str) -> None:
     check_every_limit(checkpoint, parts, instruction)
 
 
 @pytest.mark.parametrize(
     "text", [MULTIBYTE, "a" * 300, "The river runs through the old town. " * 9], ids=["multibyte", "a", "words"]
 )
-def test_as_much_is_kept_as_fits(checkpoint: Checkpoint, text: str) -> None:
+def test_truncation_keeps_as_much_as_fits(checkpoint: Checkpoint, text: str) -> None:
     """A cut loses no more than the tokens of one character, or of one word that reads otherwise when cut."""
     prompt = checkpoint.ours.prompt(DEFAULT_INSTRUCTION, [text])
     bare, whole = (len(checkpoint.ours.encode(p)) for p in (prompt.keep_texts(0), prompt))
     for limit in range(bare, whole):
-        assert limit - len(checkpoint.ours.fit(prompt, limit, True)[1]) <= 6, limit
+        assert limit - len(checkpoint.ours.fit(prompt, limit, True).ids) <= 6, limit
 
 
-def test_characters_stay_whole(appending: Checkpoint) -> None:
+def test_truncation_never_splits_a_character(appending: Checkpoint) -> None:
     """🚀 is four tokens here: a limit within it drops it."""
     prompt = appending.ours.prompt("a", ["🚀🚀"])
     bare = len(appending.ours.encode(prompt.keep_texts(0)))
     assert len(appending.ours.encode(prompt)) == bare + 8, "the premise"
-    kept = [appending.ours.fit(prompt, bare + more, True)[0].texts[0] for more in range(9)]
+    kept = [appending.ours.fit(prompt, bare + more, True).prompt.texts[0] for more in range(9)]
     assert kept == ["", "", "", "", "🚀", "🚀", "🚀", "🚀", "🚀🚀"]
 
 
 @pytest.mark.parametrize("truncate", [True, False])
 @pytest.mark.parametrize("parts", [["a"], [""], [], [5], [5, "a"]], ids=str)
-def test_a_limit_below_the_template_is_refused(checkpoint: Checkpoint, parts: Order, truncate: bool) -> None:
+def test_limit_below_the_template_is_refused(checkpoint: Checkpoint, parts: Order, truncate: bool) -> None:
     prompt = checkpoint.ours.prompt(DEFAULT_INSTRUCTION, parts)
     bare = len(checkpoint.ours.encode(prompt.keep_texts(0)))
     for limit in (0, 1, bare - 1):
@@ -436,7 +436,7 @@ def test_a_limit_below_the_template_is_refused(checkpoint: Checkpoint, parts: Or
 
 
 class Meter:
-    """The tokenizer, counting the characters that it is given to read."""
+    """A tokenizer that counts the characters that it is given to read."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -452,10 +452,10 @@ class Meter:
 
 
 @pytest.fixture
-def metered(monkeypatch: pytest.MonkeyPatch) -> tuple[PromptTokenizer, Meter]:
-    ours = PromptTokenizer(AutoProcessor.from_pretrained(CHECKPOINT))
-    meter = Meter(ours._tokenizer)
-    monkeypatch.setattr(ours, "_tokenizer", meter)
+def metered(monkeypatch: pytest.MonkeyPatch) -> tuple[ChatTokenizer, Meter]:
+    ours = ChatTokenizer(AutoProcessor.from_pretrained(CHECKPOINT))
+    meter = Meter(ours._tokenizer._tokenizer)
+    monkeypatch.setattr(ours._tokenizer, "_tokenizer", meter)
     return ours, meter
 
 
@@ -473,51 +473,52 @@ HUGE = "hello world " * 420_000  # 5 MB
         pytest.param(HUGE, ["a"], False, id="instruction"),
     ],
 )
-def test_a_huge_input_costs_little(metered: tuple[PromptTokenizer, Meter], instruction: str, parts: Order, fits: bool) -> None:
+def test_huge_input_costs_little(metered: tuple[ChatTokenizer, Meter], instruction: str, parts: Order, fits: bool) -> None:
     ours, meter = metered
     prompt = ours.prompt(instruction, parts)
     with pytest.raises(InputTooLong):
         ours.fit(prompt, 512, False)
     assert meter.read == 0, "it is refused by its length alone"
     if fits:
-        assert 480 <= len(ours.fit(prompt, 512, True)[1]) <= 512
+        assert 480 <= len(ours.fit(prompt, 512, True).ids) <= 512
     else:
         with pytest.raises(InputTooLong, match="Only text is ever cut"):
             ours.fit(prompt, 512, True)
     assert meter.read < 200_000
 
 
-def test_a_text_of_long_tokens_is_read_by_and_by(metered: tuple[PromptTokenizer, Meter], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truncation_reads_a_text_of_long_tokens_part_by_part(
+    metered: tuple[ChatTokenizer, Meter], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As if the usual token were one character: what is read grows until it suffices, and no further."""
-    monkeypatch.setattr("models.qwen3_vl.prompt._USUAL_CHARACTERS", 1)
+    monkeypatch.setattr("models.qwen3_vl.prompt._CHARACTERS_PER_TOKEN", 1)
     ours, meter = metered
-    _, ids = ours.fit(ours.prompt("a", [HUGE]), 512, True)
-    assert 500 <= len(ids) <= 512
+    assert 500 <= len(ours.fit(ours.prompt("a", [HUGE]), 512, True).ids) <= 512
     assert meter.read < 30_000
 
 
-def test_many_parts_are_not_read_over_and_over(metered: tuple[PromptTokenizer, Meter]) -> None:
+def test_truncation_reads_many_parts_few_times(metered: tuple[ChatTokenizer, Meter]) -> None:
     ours, meter = metered
     prompt = ours.prompt("a", ["ab "] * MAX_PARTS)
-    fitted, ids = ours.fit(prompt, 512, True)
-    assert 500 <= len(ids) <= 512
-    assert fitted.texts[100] == "ab "
+    fitted = ours.fit(prompt, 512, True)
+    assert 500 <= len(fitted.ids) <= 512
+    assert fitted.prompt.texts[100] == "ab "
     assert meter.read < 40 * 3 * MAX_PARTS
 
 
-def test_too_many_parts_are_refused(appending: Checkpoint) -> None:
+def test_parts_over_their_limit_are_refused(appending: Checkpoint) -> None:
     """Ten million empty texts fit into a request, and cost no token."""
     with pytest.raises(InvalidInput, match="4,097 parts; the limit is 4,096"):
         appending.ours.prompt("a", [""] * (MAX_PARTS + 1))
 
 
-def test_users_texts_are_not_kept() -> None:
+def test_cache_keeps_instructions_and_no_texts() -> None:
     """Instructions come again and are remembered, unless they are long; what they go with is not."""
-    ours = PromptTokenizer(AutoProcessor.from_pretrained(CHECKPOINT))
+    ours = ChatTokenizer(AutoProcessor.from_pretrained(CHECKPOINT))
 
     def kept_after(instruction: str, parts: Order) -> int:
         ours.encode(ours.prompt(instruction, parts))
-        return ours._encode_fixed.cache_info().currsize
+        return ours._tokenizer._encode_kept.cache_info().currsize
 
     start = kept_after("a", ["b"])
     assert kept_after("a", ["c"]) == start
@@ -526,8 +527,8 @@ def test_users_texts_are_not_kept() -> None:
     assert kept_after("b", ["c"]) == start + 2
 
 
-def test_long_orders_of_parts_are_not_kept() -> None:
-    ours = PromptTokenizer(AutoProcessor.from_pretrained(CHECKPOINT))
+def test_cache_keeps_no_long_orders_of_parts() -> None:
+    ours = ChatTokenizer(AutoProcessor.from_pretrained(CHECKPOINT))
     before = ours._segments.cache_info().currsize
     ours.prompt("a", ["b"] * 1000)
     assert ours._segments.cache_info().currsize == before
@@ -582,18 +583,18 @@ SYSTEM = "{{ messages[0].content[0].text }}"
         pytest.param(SYSTEM + "<|image_pad|>" + PLAIN_USER, False, id="a placeholder of its own"),
     ],
 )
-def test_a_template_must_place_the_parts_in_order(template: str, fits: bool) -> None:
+def test_template_must_place_the_parts_in_order(template: str, fits: bool) -> None:
     processor = with_template(template)
     if fits:
-        PromptTokenizer(processor)
+        ChatTokenizer(processor)
     else:
         with pytest.raises(ModelLoadError, match="chat template"):
-            PromptTokenizer(processor)
+            ChatTokenizer(processor)
 
 
-def test_a_template_that_reorders_texts_is_refused() -> None:
+def test_template_that_reorders_texts_is_refused() -> None:
     reversing = PLAIN_USER.replace("messages[1].content", "messages[1].content | reverse")
-    ours = PromptTokenizer(with_template(SYSTEM + reversing))
+    ours = ChatTokenizer(with_template(SYSTEM + reversing))
     with pytest.raises(ModelLoadError, match="in order"):
         ours.prompt("a", ["b", "c"])
 
@@ -607,18 +608,18 @@ def test_a_template_that_reorders_texts_is_refused() -> None:
         ("$A", [], []),
     ],
 )
-def test_what_the_post_processor_adds(single: str, head: list[str], tail: list[str]) -> None:
+def test_template_of_the_tokenizer_goes_around_the_prompt(single: str, head: list[str], tail: list[str]) -> None:
     processor = AutoProcessor.from_pretrained(CHECKPOINT)
     vocabulary = processor.tokenizer.get_vocab()
     added = [(token, vocabulary[token]) for token in SPECIAL_TOKENS if token in single]
     processor.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=added)
-    ours = PromptTokenizer(processor)
-    text = Prompt(("hello",), "", (), ())
-    assert ours.encode(text) == [*(vocabulary[t] for t in head), *ours._encode_one("hello"), *(vocabulary[t] for t in tail)]
+    ours = ChatTokenizer(processor)
+    text = ChatPrompt(("hello",), "", (), ())
+    assert ours.encode(text) == [*(vocabulary[t] for t in head), *ours._tokenizer.encode("hello"), *(vocabulary[t] for t in tail)]
     assert ours.encode(text) == processor.tokenizer("hello")["input_ids"]
     prompt = ours.prompt("a", ["The river runs through the old town."])
     bare = len(ours.encode(prompt.keep_texts(0)))
-    _, ids = ours.fit(prompt, bare + 3, True)
+    ids = ours.fit(prompt, bare + 3, True).ids
     assert len(ids) <= bare + 3
     assert ids[: len(head)] == [vocabulary[token] for token in head]
     assert ids[len(ids) - len(tail) :] == [vocabulary[token] for token in tail]

@@ -31,7 +31,7 @@ def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("kernel", [SdpaKernel(), VarlenKernel()], ids=["sdpa", "varlen"])
 @torch.inference_mode()
-def test_features_are_the_stock_towers(oracle: Oracle, kernel: AttentionKernel) -> None:
+def test_vision_tower_gives_the_stock_towers_features(oracle: Oracle, kernel: AttentionKernel) -> None:
     spec = VisionSpec.from_processor(oracle.processor.image_processor)
     rng = np.random.default_rng(0)
     images = [
@@ -51,7 +51,7 @@ def test_features_are_the_stock_towers(oracle: Oracle, kernel: AttentionKernel) 
 
 @pytest.mark.parametrize("side", [8, 48])
 @pytest.mark.parametrize("grid", [*GRIDS, (120, 60)])
-def test_positions_are_interpolated_as_by_torch(grid: tuple[int, int], side: int) -> None:
+def test_position_embeddings_are_interpolated_as_by_torch(grid: tuple[int, int], side: int) -> None:
     """Of a random square: each patch's position embedding by the table, against torch's own bilinear interpolation."""
     square = torch.randn(side * side, 3, generator=torch.Generator().manual_seed(0))
     table = make_table(grid, 2, side)

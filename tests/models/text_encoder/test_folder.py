@@ -1,4 +1,4 @@
-"""Folders that are broken, or ask for what is not known: one clear line each, from the check of files or from the adapter."""
+"""Folders that are broken, or ask for what is not known: one clear line each, from the check of files or from the loading."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 
 from models.base import ModelLoadError
 from models.checkpoints.complete import check_complete
+from models.registry import FAMILIES as FAMILIES_BY_TYPE
 from models.text_encoder.folder import Folder
 from tests.support.text_checkpoints import FAMILIES, WIDTH, config_of, dense, model_of, tokenizer_of, write_checkpoint, write_json
-from tests.support.text_oracle import TEXTS, embed, load, oracle, same
+from tests.support.text_oracle import TEXTS, assert_same, embed, oracle
+from tests.support.whole_model import load_model
 
 pytestmark = pytest.mark.recorded
 
@@ -80,7 +82,7 @@ BROKEN_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN_FILES)
-def test_a_folder_that_is_not_whole(folder: Path, name: str) -> None:
+def test_folder_that_is_incomplete_is_refused(folder: Path, name: str) -> None:
     spoil, message = BROKEN_FILES[name]
     check_complete(folder, allow_pickle=False)
     spoil(folder)
@@ -89,14 +91,14 @@ def test_a_folder_that_is_not_whole(folder: Path, name: str) -> None:
     one_line(error)
     # Without that check, as load_model is called by a program, it is one line too.
     with pytest.raises(ModelLoadError) as error:
-        load(folder)
+        load_model(folder)
     one_line(error)
 
 
-def test_a_module_without_files_needs_none(folder: Path) -> None:
+def test_module_without_files_needs_none(folder: Path) -> None:
     shutil.rmtree(folder / "3_Normalize")
     check_complete(folder, allow_pickle=False)
-    assert load(folder).info.width == 20
+    assert load_model(folder).info.width == 20
 
 
 STRANGE: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -145,16 +147,16 @@ STRANGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_a_folder_that_is_not_understood(folder: Path, name: str) -> None:
+def test_folder_that_is_not_understood_is_refused(folder: Path, name: str) -> None:
     spoil, message = STRANGE[name]
     spoil(folder)
     with pytest.raises(ModelLoadError, match=message) as error:
-        load(folder)
+        load_model(folder)
     one_line(error)
 
 
-def test_a_pooler_and_heads_do_not_matter(folder: Path) -> None:
-    before = load(folder).info
+def test_pooler_and_heads_do_not_matter(folder: Path) -> None:
+    before = load_model(folder).info
 
     def edit(weights: dict[str, torch.Tensor]) -> None:
         for name in [name for name in weights if name.startswith("pooler.")]:
@@ -163,14 +165,14 @@ def test_a_pooler_and_heads_do_not_matter(folder: Path) -> None:
         weights["embeddings.position_ids"] = torch.arange(130)[None]
 
     change_weights(folder, edit)
-    assert load(folder).info.width == before.width
+    assert load_model(folder).info.width == before.width
 
 
-def test_the_fingerprint_is_of_all_that_decides_a_vector(folder: Path) -> None:
-    seen = {load(folder).info.fingerprint}
+def test_fingerprint_is_of_all_that_decides_a_vector(folder: Path) -> None:
+    seen = {load_model(folder).info.fingerprint}
 
     def is_new() -> bool:
-        found = load(folder).info.fingerprint
+        found = load_model(folder).info.fingerprint
         new = found not in seen
         seen.add(found)
         return new
@@ -191,27 +193,27 @@ def test_the_fingerprint_is_of_all_that_decides_a_vector(folder: Path) -> None:
     assert is_new()
 
 
-def test_the_names_of_today(folder: Path) -> None:
+def test_modules_under_todays_names(folder: Path) -> None:
     """Version 6 of the library writes other paths of its classes, and one key for the mode."""
     names = ["base.modules.transformer.Transformer", "sentence_transformer.modules.pooling.Pooling", "base.modules.dense.Dense"]
     for index, name in enumerate(names):
         rename_module(folder, index, type=f"sentence_transformers.{name}")
     write_json(folder / "1_Pooling/config.json", {"embedding_dimension": WIDTH, "pooling_mode": "cls", "include_prompt": True})
-    read = Folder.read(folder, BertConfig())
-    assert (read.modes, [head.kind for head in read.heads]) == (("cls",), ["Dense", "Normalize"])
+    read = Folder.read(folder, BertConfig(), FAMILIES_BY_TYPE["bert"])
+    assert (read.modes, [module.kind for module in read.post_pooling]) == (("cls",), ["Dense", "Normalize"])
 
 
-def test_a_limit_beyond_the_places_that_there_are(folder: Path) -> None:
+def test_limit_is_never_beyond_the_positions(folder: Path) -> None:
     change(folder / "sentence_bert_config.json", max_seq_length=4096)
-    assert load(folder).info.max_tokens == 130
+    assert load_model(folder).info.max_tokens == 130
     (folder / "sentence_bert_config.json").unlink()
     change(folder / "tokenizer_config.json", model_max_length=77)
-    assert load(folder).info.max_tokens == 77
+    assert load_model(folder).info.max_tokens == 77
 
 
-def test_places_after_the_paddings_own(tmp_path: Path) -> None:
+def test_limit_leaves_out_the_positions_before_the_text(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "xlm-roberta", transformer={"max_seq_length": 512})
-    assert load(folder).info.max_tokens == 128
+    assert load_model(folder).info.max_tokens == 128
 
 
 # --- A folder without modules.json ---------------------------------------------------------------------------------------------
@@ -236,13 +238,13 @@ def write_plain(path: Path, family: str, kind: Any) -> Path:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("head", [True, False], ids=["with a head", "bare"])
-def test_a_plain_folder_is_taken_as_the_library_takes_it(
+def test_plain_folder_is_read_as_the_library_reads_it(
     tmp_path: Path, family: str, head: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write_plain(tmp_path / "model", family, HEADS[family] if head else AutoModel)
     names = load_file(folder / "model.safetensors").keys()
     assert any(name.startswith(("bert.", "distilbert.", "model.", "mpnet.", "roberta.")) for name in names) is head
-    model = load(folder)
+    model = load_model(folder)
     assert model.info.max_tokens == (128 if family in ("mpnet", "roberta", "xlm-roberta") else 130)
     how = "the last one is taken" if family == "qwen3" else "their mean is taken"
     assert f"no modules.json, which says how tokens are pooled: {how}" in caplog.text
@@ -252,29 +254,29 @@ def test_a_plain_folder_is_taken_as_the_library_takes_it(
     if family == "qwen3" and not head:
         # The library takes the mean of a Qwen3Model, which for Qwen3-Embedding is not right.
         change(folder / "config.json", architectures=["Qwen3ForCausalLM"])
-    same(rows, oracle(folder, texts))
-    same(np.concatenate([embed(model, [text]) for text in texts]), rows)
+    assert_same(rows, oracle(folder, texts))
+    assert_same(np.concatenate([embed(model, [text]) for text in texts]), rows)
 
 
-def test_a_plain_decoder_that_sees_both_ways_is_pooled_by_its_mean(tmp_path: Path) -> None:
+def test_plain_folder_of_a_bidirectional_decoder_is_pooled_by_its_mean(tmp_path: Path) -> None:
     folder = write_plain(tmp_path / "model", "qwen3", AutoModelForCausalLM)
     change(folder / "config.json", is_causal=False)
-    same(embed(load(folder), TEXTS), oracle(folder, TEXTS))
+    assert_same(embed(load_model(folder), TEXTS), oracle(folder, TEXTS))
 
 
-def test_a_masked_model_under_modules_json(folder: Path) -> None:
+def test_weights_of_a_model_with_its_head_are_found(folder: Path) -> None:
     """Saved with its head: the same weights, under names that begin with the model's."""
-    before = embed(load(folder), TEXTS)
+    before = embed(load_model(folder), TEXTS)
     weights = load_file(folder / "model.safetensors")
     heads = {"cls.predictions.bias": torch.ones(3), "cls.predictions.transform.dense.weight": torch.ones(2, 2)}
     named = {f"bert.{name}": tensor for name, tensor in weights.items()}
     save_file({**named, **heads}, folder / "model.safetensors", metadata={"format": "pt"})
-    same(embed(load(folder), TEXTS), before)
+    assert_same(embed(load_model(folder), TEXTS), before)
 
 
-def test_a_tokenizer_that_cuts_the_beginning_is_told_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_tokenizer_that_cuts_the_beginning_is_warned_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     change(folder / "tokenizer_config.json", truncation_side="left")
-    load(folder)
+    load_model(folder)
     assert "its tokenizer cuts a text's beginning; here `truncate` cuts its end" in caplog.text
 
 
@@ -282,12 +284,12 @@ def test_a_tokenizer_that_cuts_the_beginning_is_told_of(folder: Path, caplog: py
 def test_special_tokens_that_texts_hold_are_refused(folder: Path, tokens: dict[str, Any]) -> None:
     """The library reads them as special in every text."""
     change(folder / "tokenizer_config.json", extra_special_tokens=["[Q]"])
-    load(folder)
+    load_model(folder)
     change(folder / "tokenizer_config.json", **tokens)
     with pytest.raises(ModelLoadError, match=r"special tokens that texts are likely to hold \((river|#)\)"):
-        load(folder)
+        load_model(folder)
 
 
-def test_a_tokenizer_that_gives_types(folder: Path) -> None:
+def test_tokenizer_that_gives_types(folder: Path) -> None:
     of_type(folder, 0)
-    same(embed(load(folder), TEXTS[:5]), oracle(folder, TEXTS[:5]))
+    assert_same(embed(load_model(folder), TEXTS[:5]), oracle(folder, TEXTS[:5]))

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
-from models.base import EmbeddingInput, EmbeddingModel, InputTooLong, InvalidInput, ModelLoadError
+from models.base import EmbeddingInput, InputTooLong, InvalidInput, ModelLoadError, PreparedInput, Refusal
 from models.checkpoints.complete import check_complete
 from tests.support.oracle import cosines
 from tests.support.text_oracle import library_ids, oracle
-from tests.support.whole_model import load_model
+from tests.support.whole_model import WholeModel, load_model
 
 pytestmark = pytest.mark.recorded
 
@@ -40,26 +40,23 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def model() -> EmbeddingModel:
+def model() -> WholeModel:
     return load()
 
 
-def load(**changes: Any) -> EmbeddingModel:
-    settings: dict[str, Any] = {
-        "device": "cpu", "dtype": "auto", "max_image_width": 512, "max_image_height": 512, "allow_pickle": False
-    }  # fmt: skip
-    return load_model(FOLDER, **{**settings, **changes})
+def load(**options: Any) -> WholeModel:
+    return load_model(FOLDER, **{"dtype": "auto", **options})
 
 
-def embed(model: EmbeddingModel, texts: list[str]) -> Any:
+def embed(model: WholeModel, texts: list[str]) -> Any:
     return model.embed([model.prepare(EmbeddingInput((text,), truncate=True)) for text in texts])
 
 
-def test_the_folder_is_a_whole_checkpoint() -> None:
+def test_minilm_is_a_complete_checkpoint() -> None:
     check_complete(FOLDER, allow_pickle=False)
 
 
-def test_info(model: EmbeddingModel) -> None:
+def test_info_is_known(model: WholeModel) -> None:
     info = model.info
     assert (info.model_type, info.width, info.max_tokens, info.dtype) == ("bert", 384, 256, "float32")
     assert not info.supports_images
@@ -67,7 +64,7 @@ def test_info(model: EmbeddingModel) -> None:
 
 
 @pytest.mark.parametrize("backend", ["packed", pytest.param("reference", marks=pytest.mark.reference)])
-def test_the_vectors_are_the_librarys(backend: str) -> None:
+def test_vectors_are_the_librarys(backend: str) -> None:
     model = load(backend=backend)
     expected = oracle(FOLDER, TEXTS)
     assert cosines(embed(model, TEXTS), expected).min() >= 0.99999
@@ -77,11 +74,11 @@ def test_the_vectors_are_the_librarys(backend: str) -> None:
 
 
 @pytest.mark.bfloat16
-def test_bfloat16_is_near() -> None:
+def test_dtype_bfloat16_is_near() -> None:
     assert cosines(embed(load(dtype="bfloat16"), TEXTS), oracle(FOLDER, TEXTS)).min() >= 0.999
 
 
-def test_the_ids_are_the_librarys(model: EmbeddingModel) -> None:
+def test_ids_are_the_librarys(model: WholeModel) -> None:
     for text in TEXTS:
         item = model.prepare(EmbeddingInput((text,), truncate=True))
         ids = library_ids(FOLDER, text, truncation=True)
@@ -89,13 +86,13 @@ def test_the_ids_are_the_librarys(model: EmbeddingModel) -> None:
         assert item.truncated is (library_ids(FOLDER, text) != ids)
 
 
-def test_a_prompt_is_the_librarys(model: EmbeddingModel) -> None:
+def test_prompt_is_the_librarys(model: WholeModel) -> None:
     texts = [text for text in TEXTS if len(text) < 1000]
     rows = model.embed([model.prepare(EmbeddingInput((text,), "query: ")) for text in texts])
     assert cosines(rows, oracle(FOLDER, texts, "query: ")).min() >= 0.99999
 
 
-def test_related_sentences_are_nearer_than_unrelated_ones(model: EmbeddingModel) -> None:
+def test_vectors_of_related_sentences_are_nearer(model: WholeModel) -> None:
     rows = embed(model, TEXTS[1:6])
     near = rows @ rows.T
     dogs, kettles = near[0, 1], near[3, 4]
@@ -106,13 +103,13 @@ def test_related_sentences_are_nearer_than_unrelated_ones(model: EmbeddingModel)
 
 
 @pytest.mark.parametrize("special", ["[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]"])
-def test_special_tokens_in_a_text_are_plain_text(model: EmbeddingModel, special: str) -> None:
+def test_special_tokens_in_a_text_are_plain_text(model: WholeModel, special: str) -> None:
     ids = model.prepare(EmbeddingInput((f"before {special} after", f"{special}"), special)).token_ids.tolist()
     specials = set(AutoTokenizer.from_pretrained(FOLDER, local_files_only=True).all_special_ids)
     assert [index for index, id in enumerate(ids) if id in specials] == [0, len(ids) - 1]
 
 
-def test_images_are_refused(model: EmbeddingModel) -> None:
+def test_images_are_refused(model: WholeModel) -> None:
     image = Image.new("RGB", (8, 8))
     item = EmbeddingInput((image, "a text"))
     for ask in (lambda: model.prepare_image(image), lambda: model.prepare(item), lambda: model.describe(item)):
@@ -120,11 +117,11 @@ def test_images_are_refused(model: EmbeddingModel) -> None:
             ask()
     assert model.reduced_size((10_000, 10_000)) is None
     bad, good = model.prepare_all([item, EmbeddingInput(("a text",))])
-    assert isinstance(bad, InvalidInput)
-    assert not isinstance(good, InvalidInput)
+    assert isinstance(bad, Refusal)
+    assert isinstance(good, PreparedInput)
 
 
-def test_too_long_is_refused_or_cut(model: EmbeddingModel) -> None:
+def test_limit_refuses_or_cuts(model: WholeModel) -> None:
     text = "the river runs through the old town " * 20
     with pytest.raises(InputTooLong, match="the input has 142 tokens, special ones included; the limit is 100"):
         model.prepare(EmbeddingInput((text,), max_tokens=100))
@@ -137,7 +134,7 @@ def test_too_long_is_refused_or_cut(model: EmbeddingModel) -> None:
 
 
 @pytest.mark.parametrize("text", ["word " * 3_000_000, "x" * 1_000_000, " " * 1_000_000 + "a dog", "海" * 500_000], ids=len)
-def test_a_text_of_megabytes(model: EmbeddingModel, text: str) -> None:
+def test_truncation_of_megabytes(model: WholeModel, text: str) -> None:
     """Spaces are no tokens, and a word without end is a single unknown one, as for the library."""
     cut = model.prepare(EmbeddingInput((text,), truncate=True))
     assert cut.token_ids.tolist() == library_ids(FOLDER, text[:4_000_000], truncation=True)
@@ -150,7 +147,7 @@ def test_a_text_of_megabytes(model: EmbeddingModel, text: str) -> None:
         assert (described.refusal, described.text_tokens) == (None, cut.num_tokens)
 
 
-def test_describe(model: EmbeddingModel) -> None:
+def test_describe_shows_the_prompt(model: WholeModel) -> None:
     described = model.describe(EmbeddingInput(("a dog ", "on a beach"), "query: "))
     assert (described.prompt, described.text_tokens, described.refusal) == ("query: a dog on a beach", 9, None)
     cut = model.describe(EmbeddingInput(("a dog on a beach",), "query: ", max_tokens=7, truncate=True))
@@ -167,11 +164,8 @@ def test_code_of_the_checkpoints_own_is_never_run(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_bytes())
     own = {"AutoModel": "modeling_own.OwnModel"}
     (folder / "config.json").write_text(json.dumps({**config, "auto_map": own}))
-    kwargs: dict[str, Any] = {
-        "device": "cpu", "dtype": "auto", "max_image_width": 0, "max_image_height": 0, "allow_pickle": False
-    }  # fmt: skip
     with pytest.raises(ModelLoadError, match=r"auto_map: AutoModel\), which is never run"):
-        load_model(folder, **kwargs)
+        load_model(folder)
     (folder / "config.json").write_text(json.dumps({**config, "auto_map": own, "model_type": "own_bert"}))
     with pytest.raises(ModelLoadError, match=r"'own_bert' is code that lies in the checkpoint \(auto_map\), which is never run"):
-        load_model(folder, **kwargs)
+        load_model(folder)

@@ -11,12 +11,11 @@ import pytest
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer
 
-from models.base import EmbeddingInput, InputTooLong
-from models.text_encoder.prompt import Fitted, Prompt, TextTokenizer, instruct, verbatim
+from models.base import EmbeddingInput, Refusal
+from models.text_encoder.prompt import FittedText, TextPrompt, TextTokenizer, instruct
 from tests.support.text_checkpoints import CORPUS, FAMILIES, tokenizer_of, write_checkpoint
-from tests.support.text_oracle import library_ids, load
-
-pytestmark = pytest.mark.recorded
+from tests.support.text_oracle import library_ids
+from tests.support.whole_model import load_model
 
 
 @pytest.fixture(params=FAMILIES)
@@ -25,12 +24,12 @@ def stock(request: pytest.FixtureRequest) -> Any:
 
 
 def ids(tokenizer: TextTokenizer, text: str, before: str = "", limit: int = 10_000, truncate: bool = False) -> list[int]:
-    (fitted,) = tokenizer.fit_all([Prompt(before, text)], [limit], [truncate])
-    assert isinstance(fitted, Fitted)
+    (fitted,) = tokenizer.fit_all([TextPrompt(before, text)], [limit], [truncate])
+    assert isinstance(fitted, FittedText)
     return fitted.ids
 
 
-def test_the_stock_tokenizer_itself_is_left_as_it_was(stock: Any) -> None:
+def test_tokenizer_leaves_the_stock_one_as_it_was(stock: Any) -> None:
     before = stock.backend_tokenizer.to_str()
     TextTokenizer(stock, lower_case=True)
     assert stock.backend_tokenizer.to_str() == before
@@ -63,38 +62,38 @@ def test_special_tokens_that_tokenizer_json_does_not_mark(stock: Any, tmp_path: 
     test_special_tokens_are_plain_text(AutoTokenizer.from_pretrained(tmp_path, local_files_only=True))
 
 
-def test_clean_texts_are_as_the_stock_tokenizer_has_them(stock: Any) -> None:
+def test_ids_of_clean_texts_are_the_stock_tokenizers(stock: Any) -> None:
     tokenizer = TextTokenizer(stock, lower_case=False)
     for text in [*CORPUS[:20], "", " ", "zzz ÀÉ 海 unknown ✓", "a\nb\t c"]:
         assert ids(tokenizer, text) == stock(text)["input_ids"]
         assert ids(tokenizer, text, limit=9, truncate=True) == stock(text, truncation=True, max_length=9)["input_ids"]
 
 
-def test_many_at_once_are_each_as_alone(stock: Any) -> None:
+def test_fit_all_fits_each_as_alone(stock: Any) -> None:
     tokenizer = TextTokenizer(stock, lower_case=False)
-    prompts = [Prompt("query: " if index % 2 else "", text * (1 + index % 40)) for index, text in enumerate(CORPUS[:60])]
+    prompts = [TextPrompt("query: " if index % 2 else "", text * (1 + index % 40)) for index, text in enumerate(CORPUS[:60])]
     limits = [20 + index for index in range(60)]
     together = tokenizer.fit_all(prompts, limits, [index % 3 > 0 for index in range(60)])
     for index, (prompt, found) in enumerate(zip(prompts, together, strict=True)):
         (alone,) = tokenizer.fit_all([prompt], [limits[index]], [index % 3 > 0])
-        assert (alone == found) if isinstance(found, Fitted) else (str(alone) == str(found))
-    assert {type(found) for found in together} == {Fitted, InputTooLong}
+        assert alone == found
+    assert {type(found) for found in together} == {FittedText, Refusal}
 
 
-def test_in_many_threads(stock: Any) -> None:
+def test_ids_in_many_threads(stock: Any) -> None:
     tokenizer = TextTokenizer(stock, lower_case=False)
     expected = [ids(tokenizer, text) for text in CORPUS]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda text: ids(tokenizer, text), CORPUS)) == expected
 
 
-def test_the_limit_holds_to_the_token(stock: Any) -> None:
+def test_limit_holds_to_the_token(stock: Any) -> None:
     tokenizer = TextTokenizer(stock, lower_case=False)
     count = len(ids(tokenizer, CORPUS[0]))
     assert len(ids(tokenizer, CORPUS[0], limit=count)) == count
-    (refused,) = tokenizer.fit_all([Prompt("", CORPUS[0])], [count - 1], [False])
-    assert isinstance(refused, InputTooLong)
-    assert f"{count} tokens" in str(refused)
+    (refused,) = tokenizer.fit_all([TextPrompt("", CORPUS[0])], [count - 1], [False])
+    assert isinstance(refused, Refusal)
+    assert f"{count} tokens" in refused.message
     for limit in range(3, count):
         cut = ids(tokenizer, CORPUS[0], limit=limit, truncate=True)
         assert len(cut) == limit
@@ -102,14 +101,14 @@ def test_the_limit_holds_to_the_token(stock: Any) -> None:
 
 
 @pytest.mark.parametrize("limit", [-1, 0, 1, 2])
-def test_a_limit_below_the_template(stock: Any, limit: int) -> None:
+def test_limit_below_the_template_is_refused(stock: Any, limit: int) -> None:
     tokenizer = TextTokenizer(stock, lower_case=False)
-    for found in tokenizer.fit_all([Prompt("query: ", "text")] * 2, [limit] * 2, [True, False]):
-        assert isinstance(found, InputTooLong)
+    for found in tokenizer.fit_all([TextPrompt("query: ", "text")] * 2, [limit] * 2, [True, False]):
+        assert isinstance(found, Refusal)
 
 
 @pytest.mark.parametrize("truncate", [False, True])
-def test_a_word_that_is_read_in_part(stock: Any, truncate: bool) -> None:
+def test_truncation_of_a_word_that_is_read_in_part(stock: Any, truncate: bool) -> None:
     """Whole it may be one unknown token, and its beginning dozens."""
     tokenizer = TextTokenizer(stock, lower_case=False)
     limit = 6
@@ -126,12 +125,12 @@ def test_a_word_that_is_read_in_part(stock: Any, truncate: bool) -> None:
                 )
 
 
-def test_what_is_shown_of_a_cut_text_is_what_is_read(stock: Any) -> None:
+def test_describe_shows_of_a_cut_text_what_is_read(stock: Any) -> None:
     tokenizer = TextTokenizer(stock, lower_case=False)
-    prompt = Prompt("query: ", CORPUS[1] * 50)
+    prompt = TextPrompt("query: ", CORPUS[1] * 50)
     for limit in (12, 20, 300):
         (fitted,) = tokenizer.fit_all([prompt], [limit], [True])
-        assert isinstance(fitted, Fitted)
+        assert isinstance(fitted, FittedText)
         shown = tokenizer.cut_text(prompt, fitted)
         assert prompt.render().startswith(shown)
         # A character of several tokens is shown whole.
@@ -148,18 +147,17 @@ NORMALIZERS = {
 
 
 @pytest.mark.parametrize("kind", NORMALIZERS)
-def test_what_is_put_into_lower_case_already(kind: str, tmp_path: Path) -> None:
+def test_lower_case_is_not_applied_twice(kind: str, tmp_path: Path) -> None:
     """The library puts a text into lower case first only where none of the tokenizer's own steps does."""
     folder = write_checkpoint(tmp_path / "model", transformer={"max_seq_length": 128, "do_lower_case": True})
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.normalizer = NORMALIZERS[kind]
     tokenizer.save(str(folder / "tokenizer.json"))
-    model = load(folder)
+    model = load_model(folder)
     for text in ("A dog plays", "THE RIVER RUNS TO A BEACH", "a b A B"):
         assert model.prepare(EmbeddingInput((text,))).token_ids.tolist() == library_ids(folder, text)
 
 
-def test_forms_of_an_instruction() -> None:
-    assert verbatim(" query: ") == " query: "
+def test_instruction_in_qwen3s_form() -> None:
     assert instruct("Find music") == "Instruct: Find music\nQuery:"
     assert instruct("") == ""

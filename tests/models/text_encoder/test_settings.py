@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from models.base import ModelLoadError
-from models.text_encoder.settings import Settings
+from models.text_encoder.settings import FolderSettings
 from tests.support.oracle import cosines
 from tests.support.text_checkpoints import WIDTH, dense, write_checkpoint, write_json
-from tests.support.text_oracle import TEXTS, embed, library, library_limit, load, oracle, same
-
-pytestmark = pytest.mark.recorded
+from tests.support.text_oracle import TEXTS, assert_same, embed, library, library_limit, oracle
+from tests.support.whole_model import load_model
 
 LONG = ["the river runs through the old town and then out to sea " * n for n in (1, 12, 400)]
 TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
@@ -31,12 +30,12 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.live
-def test_what_the_library_itself_writes_is_understood(folder: Path) -> None:
+def test_settings_that_the_library_writes_are_understood(folder: Path) -> None:
     expected = oracle(folder, TEXTS)
     library(folder).save(str(folder.parent / "saved"))
     saved = folder.parent / "saved"
     assert "modality_config" in (saved / "sentence_bert_config.json").read_text()
-    same(embed(load(saved), TEXTS), expected)
+    assert_same(embed(load_model(saved), TEXTS), expected)
 
 
 @pytest.mark.parametrize(
@@ -53,17 +52,17 @@ def test_what_the_library_itself_writes_is_understood(folder: Path) -> None:
                       "module_output_name": "token_embeddings", "query_length": 5}, id="today's"),
     ],
 )  # fmt: skip
-def test_settings_of_the_transformer(folder: Path, settings: dict[str, Any]) -> None:
+def test_settings_of_the_transformer_are_followed(folder: Path, settings: dict[str, Any]) -> None:
     write_json(folder / "sentence_bert_config.json", settings)
-    same(embed(load(folder), [*TEXTS, *LONG]), oracle(folder, [*TEXTS, *LONG]))
-    assert load(folder).info.max_tokens == library_limit(folder)
+    assert_same(embed(load_model(folder), [*TEXTS, *LONG]), oracle(folder, [*TEXTS, *LONG]))
+    assert load_model(folder).info.max_tokens == library_limit(folder)
 
 
 @pytest.mark.parametrize("name", ["roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"])
-def test_the_names_of_old(folder: Path, name: str) -> None:
+def test_settings_under_old_names(folder: Path, name: str) -> None:
     write_json(folder / "sentence_bert_config.json", {})
     write_json(folder / f"sentence_{name}_config.json", {"max_seq_length": 30})
-    assert load(folder).info.max_tokens == library_limit(folder) == 30
+    assert load_model(folder).info.max_tokens == library_limit(folder) == 30
 
 
 @pytest.mark.parametrize(
@@ -82,52 +81,52 @@ def test_the_names_of_old(folder: Path, name: str) -> None:
         ({"lower": True}, "lower has True, which this server does not follow"),
     ],
 )
-def test_what_is_not_followed_is_refused(folder: Path, settings: dict[str, Any], words: str) -> None:
+def test_settings_that_are_not_followed_are_refused(folder: Path, settings: dict[str, Any], words: str) -> None:
     write_json(folder / "sentence_bert_config.json", settings)
     with pytest.raises(ModelLoadError, match=words):
-        load(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("kind", ["SparseEncoder", "CrossEncoder"])
-def test_a_model_of_another_type_of_the_library(folder: Path, kind: str) -> None:
+def test_settings_of_another_model_type_are_refused(folder: Path, kind: str) -> None:
     """The library makes another model of it, of whatever pooling."""
     write_json(folder / "config_sentence_transformers.json", {"model_type": kind})
     with pytest.raises(ModelLoadError, match=f"model_type is {kind}, known is SentenceTransformer alone"):
-        load(folder)
+        load_model(folder)
 
 
-def test_a_model_that_names_its_type(folder: Path) -> None:
+def test_settings_may_name_the_model_type(folder: Path) -> None:
     write_json(folder / "config_sentence_transformers.json", {"model_type": "SentenceTransformer"})
-    same(embed(load(folder), TEXTS), oracle(folder, TEXTS))
+    assert_same(embed(load_model(folder), TEXTS), oracle(folder, TEXTS))
 
 
 @pytest.mark.parametrize("width", [16, WIDTH, 1000])
 @pytest.mark.parametrize("heads", [[], [dense(WIDTH, 30), ("Normalize", {}, {})]], ids=["bare", "dense"])
-def test_vectors_are_cut_where_the_folder_says_so(tmp_path: Path, heads: list[Any], width: int) -> None:
+def test_truncate_dim_cuts_vectors(tmp_path: Path, heads: list[Any], width: int) -> None:
     folder = write_checkpoint(tmp_path / "model", heads=heads, prompts={"truncate_dim": width})
-    model = load(folder)
+    model = load_model(folder)
     assert model.info.width == min(width, 30 if heads else WIDTH)
-    same(embed(model, TEXTS), oracle(folder, TEXTS))
+    assert_same(embed(model, TEXTS), oracle(folder, TEXTS))
 
 
 @pytest.mark.parametrize("width", [0, -5, True, 7.0, "16"])
-def test_a_cut_that_is_no_number_of_components(folder: Path, width: Any) -> None:
+def test_truncate_dim_must_be_a_number_of_components(folder: Path, width: Any) -> None:
     write_json(folder / "config_sentence_transformers.json", {"truncate_dim": width})
     with pytest.raises(ModelLoadError, match=r"truncate_dim is .*, which is no number of components"):
-        load(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("name", ["query", "document"])
-def test_a_default_prompt_that_every_model_has(folder: Path, name: str) -> None:
+def test_default_prompt_that_every_model_has(folder: Path, name: str) -> None:
     write_json(folder / "config_sentence_transformers.json", {"default_prompt_name": name, "prompts": {"other": "the river: "}})
-    same(embed(load(folder), TEXTS), oracle(folder, TEXTS))
-    assert Settings.read(folder).default_prompt == ""
+    assert_same(embed(load_model(folder), TEXTS), oracle(folder, TEXTS))
+    assert FolderSettings.read(folder).default_prompt == ""
 
 
-def test_special_tokens_in_a_default_prompt_are_refused(folder: Path) -> None:
+def test_default_prompt_with_special_tokens_is_refused(folder: Path) -> None:
     """The library reads them as such: other vectors than here, where they are plain text."""
     write_json(folder / "config_sentence_transformers.json", {"default_prompt_name": "q", "prompts": {"q": "[MASK] old: "}})
     with pytest.raises(ModelLoadError, match=r"its default prompt has special tokens \(\[MASK\]\)"):
-        load(folder)
+        load_model(folder)
     write_json(folder / "config_sentence_transformers.json", {"prompts": {"q": "[MASK] old: "}})
-    assert cosines(embed(load(folder), TEXTS[4:], "[MASK] old: "), oracle(folder, TEXTS[4:], "[MASK] old: ")).min() < 0.99
+    assert cosines(embed(load_model(folder), TEXTS[4:], "[MASK] old: "), oracle(folder, TEXTS[4:], "[MASK] old: ")).min() < 0.99

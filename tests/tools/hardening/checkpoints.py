@@ -27,12 +27,12 @@ AT_ONCE = 2
 
 def without_the_check_of_weights() -> None:
     """without the check that every weight is there and has its shape: what is missing is random."""
-    from models.qwen3_vl import adapter
+    from models.qwen3_vl import model
 
     def load_pretrained(kind: Any, path: Path, dtype: Any, allow_pickle: bool) -> Any:
         return kind.from_pretrained(path, dtype=dtype, local_files_only=True, ignore_mismatched_sizes=True)
 
-    adapter.load_pretrained = load_pretrained
+    model.load_pretrained = load_pretrained
 
 
 def without_the_clear_line() -> None:

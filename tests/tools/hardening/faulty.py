@@ -1,4 +1,4 @@
-"""`python -m app` on a device that fails as torch says it: the errors that the adapter has to tell apart.
+"""`python -m app` on a device that fails as torch says it: the errors that the model has to tell apart.
 
 FAULT_FROM is the batch from which on every one ends in a CUDA error; FAULT_ABOVE the inputs above which a batch is out of memory.
 Counted are the batches of callers: the warm-up goes well. Only tests.tools.hardening starts it.
@@ -20,8 +20,8 @@ def spoil(fault_from: int, most_inputs: int) -> None:
     """Give the packed forward pass its faults."""
     import torch
 
-    from models.qwen3_vl.adapter import Qwen3VLEmbedding
     from models.qwen3_vl.forward import PackedForward
+    from models.qwen3_vl.model import Qwen3VLEmbedding
 
     forward, warm_up = PackedForward.__call__, Qwen3VLEmbedding.warm_up
     batches: list[int] = []

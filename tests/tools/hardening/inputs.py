@@ -211,15 +211,15 @@ PICTURE = data_uri(picture(11, (40, 40)))
 
 def special_in_users_text() -> None:
     """without reading users' text with special tokens off."""
-    from models.qwen3_vl.prompt import PromptTokenizer
+    from models.tokenizer import PlainTextTokenizer
 
-    start = PromptTokenizer.__init__
+    start = PlainTextTokenizer.__init__
 
-    def reading(self: PromptTokenizer, processor: Any) -> None:
-        start(self, processor)
-        self._tokenizer.encode_special_tokens = False
+    def reading(self: PlainTextTokenizer, stock: Any, lower_case: bool = False) -> None:
+        start(self, stock, lower_case)
+        self._tokenizer = stock.backend_tokenizer
 
-    PromptTokenizer.__init__ = reading  # type: ignore[method-assign]
+    PlainTextTokenizer.__init__ = reading  # type: ignore[method-assign]
 
 
 def one_sequence() -> None:

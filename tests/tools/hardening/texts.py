@@ -30,30 +30,30 @@ def server_of(site: Site) -> Process:
 
 def special_in_texts() -> None:
     """without special tokens out of users' reach."""
-    from models.text_encoder.prompt import TextTokenizer
+    from models.tokenizer import PlainTextTokenizer
 
-    start = TextTokenizer.__init__
+    start = PlainTextTokenizer.__init__
 
-    def reading(self: TextTokenizer, stock: Any, lower_case: bool) -> None:
+    def reading(self: PlainTextTokenizer, stock: Any, lower_case: bool = False) -> None:
         start(self, stock, lower_case)
         self._tokenizer = stock.backend_tokenizer
 
-    TextTokenizer.__init__ = reading  # type: ignore[method-assign]
+    PlainTextTokenizer.__init__ = reading  # type: ignore[method-assign]
 
 
 def texts_of_one_length() -> None:
     """without the bounds between the texts of a batch."""
-    from models.text_encoder import adapter
+    from models.text_encoder import model
 
-    choose = adapter.choose_kernel
+    choose = model.choose_kernel
 
     def choosing(*arguments: Any) -> Any:
         kernel = choose(*arguments)
-        whole = kernel.whole
-        kernel.whole = lambda lengths, send: whole([sum(lengths)], send)
+        bidirectional = kernel.bidirectional
+        kernel.bidirectional = lambda lengths, send: bidirectional([sum(lengths)], send)
         return kernel
 
-    adapter.choose_kernel = choosing
+    model.choose_kernel = choosing
 
 
 def texts_out_of_order() -> None:

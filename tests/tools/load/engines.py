@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from models.base import EmbeddingInput, EmbeddingModel, PreparedInput
+    from models.base import EmbeddingInput, PreparedInput
+    from tests.support.whole_model import WholeModel
 
 # A text, or the bytes of an image's JPEG file.
 Input = str | bytes
@@ -108,9 +109,9 @@ class Stock:
 
 
 class Ours:
-    """An adapter, in batches as the scheduler would fill them."""
+    """Our model, in batches as the scheduler would fill them."""
 
-    def __init__(self, model: EmbeddingModel, batch_tokens: int, prefix: bool) -> None:
+    def __init__(self, model: WholeModel, batch_tokens: int, prefix: bool) -> None:
         self._model = model
         self._batch_tokens = batch_tokens
         self._prefix = prefix
@@ -162,9 +163,9 @@ def load_engines(path: Path, device: str, dtype: str) -> tuple[dict[str, Stock |
     """Every engine of the device by name, warmed up, and the dtype that all of them run in: `dtype` may be "auto"."""
     from tests.support.whole_model import load_model
 
-    loaded: dict[tuple[tuple[str, str], ...], tuple[EmbeddingModel, int]] = {}
+    loaded: dict[tuple[tuple[str, str], ...], tuple[WholeModel, int]] = {}
     engines: dict[str, Stock | Ours] = {}
-    # What `auto` is, the adapter says; the stock model is loaded after.
+    # What `auto` is, our model says; the stock model is loaded after.
     for engine in sorted(engines_on(device), key=lambda engine: engine.options is None):
         if engine.options is None:
             engines[engine.name] = Stock(path, device, dtype)

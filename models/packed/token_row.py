@@ -1,4 +1,4 @@
-"""PackedRow: a batch as one row of tokens, laid out in numpy."""
+"""TokenRow: a batch as one row of tokens, its sequences one after the other, laid out in numpy."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from models.packed.prefix_cache import Prefix
 
 
 @dataclass(frozen=True, slots=True)
-class PackedRow:
-    """A batch in one row of T tokens, less what prefixes stand for: `token_ids` int64 (T,), `positions` int64 (3, T).
+class TokenRow:
+    """A batch in one row of T tokens, without those that prefixes stand for: `token_ids` int64 (T,), `positions` int64 (3, T).
 
-    `order` has the batch's index of each span.
+    `order[i]` is the index in the batch of the input whose tokens `spans[i]` covers.
     """
 
     order: list[int]
@@ -28,11 +28,14 @@ class PackedRow:
     images: list[PreparedImage]
 
     @classmethod
-    def lay_out(cls, batch: Sequence[PreparedInput], prefixes: Sequence[Prefix | None]) -> PackedRow:
-        """`prefixes[i]` is what batch[i] begins with, None where it is computed with the rest.
+    def lay_out(cls, batch: Sequence[PreparedInput], prefixes: Sequence[Prefix | None] = ()) -> TokenRow:
+        """Lays out a batch in the order that attention wants: inputs on no prefix first, then those on one prefix side by side,
+        each time the shorter before the longer.
 
-        As attention wants it: those on no prefix first, those on one side by side, by length.
+        `prefixes[i]` is the prefix that batch[i] stands on, None if its first tokens are computed with the rest; no `prefixes`
+        at all means None for every input.
         """
+        prefixes = prefixes or [None] * len(batch)
         used = list({prefix.key: prefix for prefix in prefixes if prefix}.values())
         places = {prefix.key: place for place, prefix in enumerate(used)}
         place_of = [places[prefix.key] if prefix else -1 for prefix in prefixes]
@@ -50,15 +53,21 @@ class PackedRow:
         )
 
     @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """The tokens of each span: int64 (sequences,)."""
+        return np.array([span.length for span in self.spans])
+
+    @property
     def last_rows(self) -> npt.NDArray[np.int64]:
-        """Where each span ends: int64 (sequences,)."""
-        return np.cumsum([span.length for span in self.spans], dtype=np.int64) - 1
+        """The place in the row of each span's last token: int64 (sequences,)."""
+        return np.cumsum(self.lengths) - 1
 
 
 def _positions(
     batch: Sequence[PreparedInput], lengths: npt.NDArray[np.int64], skips: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Of all tokens but each input's first `skips`: (3, T). Counted for the whole row at once, since most inputs are text."""
+    """Returns the positions of all tokens but the first `skips` of each input: (3, T)."""
+    # Counted for the whole row at once, since most inputs are text.
     ends = np.cumsum(lengths)
     counted = np.arange(ends[-1]) - np.repeat(ends - lengths - skips, lengths)
     positions = np.repeat(counted[None], 3, axis=0)
