@@ -2,8 +2,8 @@
 
     python -m tests.support.forkserver DESCRIPTOR    (of a listening socket; standard input is a pipe)
 
-A connection is one program: a request as JSON, answered by its pid and in the end by its exit code. Who closes the connection
-before that kills the program. Closing standard input ends the server and all that it has forked.
+A connection is one program: a request as JSON with the descriptors of its output, answered by its pid and in the end by its exit
+code. Who closes the connection before that kills the program. Closing standard input ends the server and all that it has forked.
 
 What libraries read from the environment when they are imported is what the server was started with: see `takes`. Nothing is
 computed here, so that no thread pool exists that a fork would leave behind.
@@ -27,12 +27,13 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from tests.support.paths import ROOT
 
-# All that a server imports up to its first reply, but for what is run as __main__.
+# All that a server imports up to its first reply, and a bulk run up to its end, but for what is run as __main__.
 PRELOADED = (
+    "app.bulk.run",
     "app.http.server",
     "app.main",
     "app.process",
@@ -40,9 +41,10 @@ PRELOADED = (
     "models.qwen3_vl.adapter",
     "models.registry",
     "models.text_encoder.adapter",
+    "pyarrow.parquet",
 )
 # Names of variables that are read when a library is imported, or before Python runs at all, begin so.
-_READ_AT_IMPORT = ("CUDA_", "GOMP_", "HF_", "KMP_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON", "TORCH")
+_READ_AT_IMPORT = ("CUDA_", "GOMP_", "HF_", "KMP_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON", "SSL_", "TORCH")
 _LONGEST_REQUEST = 1 << 20
 
 
@@ -110,19 +112,28 @@ class Forked:
     """A program that the server has forked, as subprocess.Popen has it. Raises RuntimeError if the server has ended."""
 
     def __init__(
-        self, module: str, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], stdout: Path, stderr: Path
+        self,
+        module: str,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        stdout: IO[bytes] | None = None,
+        stderr: IO[bytes] | None = None,
     ) -> None:
-        """`python -m module arguments` in a folder, with this environment alone. What it prints goes to files that are there."""
+        """`python -m module arguments` in a folder, with this environment alone. What it prints goes to these files; without them
+        it is kept for `communicate`."""
+        self._stdout = stdout or tempfile.TemporaryFile()  # noqa: SIM115 - communicate closes it
+        self._stderr = stderr or tempfile.TemporaryFile()  # noqa: SIM115
         self.args = [module, *arguments]
         self.returncode: int | None = None
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         assert find_server is not None
         self._connection.connect(find_server())
         request = {
-            "module": module, "arguments": list(arguments), "folder": str(folder), "environment": dict(environment),
-            "stdout": str(stdout), "stderr": str(stderr),
+            "module": module, "arguments": list(arguments), "folder": str(folder), "environment": dict(environment)
         }  # fmt: skip
-        self._connection.send(json.dumps(request).encode())
+        outputs = [self._stdout.fileno(), self._stderr.fileno()]
+        socket.send_fds(self._connection, [json.dumps(request).encode()], outputs)
         self.pid = self._receive()
 
     def _receive(self) -> int:
@@ -146,6 +157,20 @@ class Forked:
             self._connection.close()
         return self.returncode
 
+    def said(self) -> str:
+        """What it has printed on standard error up to now."""
+        return os.pread(self._stderr.fileno(), 1 << 20, 0).decode()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for the end. Returns what it printed, on standard output and standard error; to be called once."""
+        self.wait(timeout)
+        printed = []
+        for file in (self._stdout, self._stderr):
+            with file:
+                file.seek(0)
+                printed.append(file.read().decode())
+        return printed[0], printed[1]
+
     def poll(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.wait(0)
@@ -162,23 +187,26 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+def start(module: str, *arguments: str, folder: Path, environment: Mapping[str, str]) -> Forked | subprocess.Popen[str]:
+    """`python -m module arguments`, forked if `takes(environment)`. What it prints is for `communicate`."""
+    if takes(environment):
+        return Forked(module, arguments, folder, environment)
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
 def run(
     module: str, *arguments: str, folder: Path, environment: Mapping[str, str], timeout: float = 100.0
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m module arguments` to its end, as subprocess.run has it: forked, if `takes(environment)`."""
-    command = [sys.executable, "-m", module, *arguments]
-    if not takes(environment):
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
-    with tempfile.TemporaryDirectory() as outputs:
-        stdout, stderr = Path(outputs, "stdout"), Path(outputs, "stderr")
-        stdout.touch()
-        stderr.touch()
-        forked = Forked(module, arguments, folder, environment, stdout, stderr)
-        try:
-            code = forked.wait(timeout)
-        finally:
-            forked.kill()
-        return subprocess.CompletedProcess(command, code, stdout.read_text(), stderr.read_text())
+    """The same, to its end, as subprocess.run has it."""
+    program = start(module, *arguments, folder=folder, environment=environment)
+    try:
+        stdout, stderr = program.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        program.kill()
+        raise
+    return subprocess.CompletedProcess(program.args, program.wait(), stdout, stderr)
 
 
 # The server's side
@@ -198,14 +226,16 @@ def _serve(listener: socket.socket) -> None:
                 return
             if key.data == "new":
                 connection, _ = listener.accept()
-                request = json.loads(connection.recv(_LONGEST_REQUEST))
+                said, outputs, _, _ = socket.recv_fds(connection, _LONGEST_REQUEST, 2)
                 pid = os.fork()
                 if not pid:
                     for own in (selector, listener, connection, *(other for _, other in programs.values())):
                         own.close()
                     for ended in programs:
                         os.close(ended)
-                    _become(request)
+                    _become(json.loads(said), outputs)
+                for output in outputs:
+                    os.close(output)
                 connection.send(str(pid).encode())
                 ended = os.pidfd_open(pid)
                 programs[ended] = pid, connection
@@ -229,15 +259,14 @@ def _serve(listener: socket.socket) -> None:
                 connection.close()
 
 
-def _become(request: dict[str, Any]) -> NoReturn:
+def _become(request: dict[str, Any], outputs: list[int]) -> NoReturn:
     """Be the program, in a process that was just forked, and end as it ends."""
     code = 1
     try:
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])
-        for target, path in enumerate((os.devnull, request["stdout"], request["stderr"])):
-            opened = os.open(path, os.O_RDWR | os.O_APPEND)
+        for target, opened in enumerate([os.open(os.devnull, os.O_RDONLY), *outputs]):
             os.dup2(opened, target)
             os.close(opened)
         sys.path[0] = request["folder"]

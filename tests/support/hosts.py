@@ -181,13 +181,12 @@ class Process:
     def __init__(self, module: str, folder: Path, environment: Mapping[str, str], fresh: bool = False) -> None:
         self.folder = folder
         self.stderr_file = folder / "stderr"
-        self.stderr_file.touch()
         environment = forkserver.clean_environment() | {"HOME": str(folder)} | environment
         self.popen: subprocess.Popen[bytes] | forkserver.Forked
-        if not fresh and forkserver.takes(environment):
-            self.popen = forkserver.Forked(module, [], folder, environment, self.stderr_file, self.stderr_file)
-            return
         with self.stderr_file.open("wb") as stderr:
+            if not fresh and forkserver.takes(environment):
+                self.popen = forkserver.Forked(module, [], folder, environment, stderr, stderr)
+                return
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", module], cwd=folder, env=environment, stdout=stderr, stderr=stderr
             )

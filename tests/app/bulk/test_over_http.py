@@ -29,6 +29,7 @@ from app.bulk.run import Run
 from app.settings import ApiKey
 from tests.conformance.report import CHECKPOINT, load
 from tests.conftest import Serve, make_settings
+from tests.support import forkserver
 from tests.support.bulk_runs import leftovers, read, run, write_lines
 from tests.support.fakes import FakeModel
 from tests.support.hosts import Process, base64_of, picture, process
@@ -57,26 +58,28 @@ def service(**environment: str) -> Iterator[tuple[Process, str]]:
         yield running, url
 
 
-def command(*arguments: Any, folder: Path, **environment: str) -> subprocess.Popen[str]:
+Command = forkserver.Forked | subprocess.Popen[str]
+
+
+def command(*arguments: Any, folder: Path, **environment: str) -> Command:
     """Start `python -m app embed ...` in `folder`, with no settings but those given."""
-    clean = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(ROOT), "API_KEY": KEY, **environment}
-    words = [sys.executable, "-m", "app", "embed", *map(str, arguments)]
-    return subprocess.Popen(words, cwd=folder, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    clean = forkserver.clean_environment() | {"HOME": str(folder), "API_KEY": KEY} | environment
+    return forkserver.start("app", "embed", *map(str, arguments), folder=folder, environment=clean)
 
 
-def ended(running: subprocess.Popen[str]) -> tuple[int, str, str]:
+def ended(running: Command) -> tuple[int, str, str]:
     """Wait for the end of a command. Returns its exit code, stdout and stderr."""
     out, err = running.communicate(timeout=100)
     return running.returncode, out, err
 
 
-def is_running(command: subprocess.Popen[str]) -> bool:
+def is_running(command: Command) -> bool:
     """Return True. Raises AssertionError, with what it has printed, if the command has ended."""
     assert command.poll() is None, command.communicate()
     return True
 
 
-def until_answered(url: str, count: int, command: subprocess.Popen[str]) -> None:
+def until_answered(url: str, count: int, command: Command) -> None:
     """Wait until a service has answered `count` requests for vectors. The first one of a command counts too."""
 
     def answered() -> bool:
@@ -173,9 +176,8 @@ def test_service_that_goes_away_is_waited_for(tmp_path: Path) -> None:
     assert 0 < journal.cursor.row < 4000
     # The next command waits for a service to start.
     begun = command(source, output, *options, "--patience", 90, folder=tmp_path)
-    assert begun.stderr is not None
-    while "waiting for http" not in (line := begun.stderr.readline()):
-        assert line, "it ended"
+    assert isinstance(begun, forkserver.Forked)
+    wait_until(lambda: is_running(begun) and "waiting for http" in begun.said(), "the command waits")
     with service(PORT=port):
         code, out, said = ended(begun)
     assert code == 0, said
