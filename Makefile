@@ -26,7 +26,7 @@ CLIENTS ?= openai langchain-openai llama-index-embeddings-openai-like litellm ha
 CLIENTS_VENV := .venv-clients
 CODE := app scheduler models tests
 
-.PHONY: demo test test-all recording run lint format bench hardening clients clients-installed locust clean
+.PHONY: demo print-fast-lane test test-all recording run lint format bench hardening clients clients-installed locust clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -79,13 +79,19 @@ SLOW_PATHS := tests/deploy tests/tools tests/app/static/test_playground.py
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 \
 	--dist loadfile
 
+FAST_LANE = -m "not ($(SLOW))" $(SLOW_PATHS:%=--ignore=%)
+
 # Every module at its edges, the HTTP contract, the packed forward in float32, drain and a lost device on a real process.
 test: $(VENV)/.installed-test
-	$(PYTEST) -m "not ($(SLOW))" $(SLOW_PATHS:%=--ignore=%) $(PYTEST_ARGS)
+	$(PYTEST) $(FAST_LANE) $(PYTEST_ARGS)
 
 # What `make test` leaves out; and what it compares with recorded answers of sentence-transformers, with the library itself.
 test-all: $(VENV)/.installed-test
 	$(PYTEST) -m "$(SLOW) or recorded" --library=live $(PYTEST_ARGS)
+
+# For tests.tools.faults, which runs the lane of `make test` on a tree with a fault.
+print-fast-lane:
+	@echo '--numprocesses $(WORKERS) --dist loadfile $(FAST_LANE)'
 
 # Ask sentence-transformers anew: when it, or the random checkpoints, are others than when its answers were recorded.
 recording: $(VENV)/.installed-test

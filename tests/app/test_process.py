@@ -68,8 +68,11 @@ def test_as_many_connections_as_the_system_allows(monkeypatch: pytest.MonkeyPatc
 def test_the_command_to_serve_does_each_at_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     happened: list[str] = []
 
-    def fake_create_app(settings: object, on_ready: Any) -> object:
-        assert on_ready is process.freeze_heap
+    def load_model() -> Any:
+        raise AssertionError("nothing is loaded")
+
+    def fake_create_app(settings: object, load: Any, on_ready: Any) -> object:
+        assert load is load_model and on_ready is process.freeze_heap
         happened.append("created")
         return object()
 
@@ -81,7 +84,7 @@ def test_the_command_to_serve_does_each_at_its_time(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(process, "allow_connections", lambda: happened.append("allowed"))
     monkeypatch.setattr(app.main, "create_app", fake_create_app)
     monkeypatch.setattr(app.http.server, "serve", fake_serve)
-    assert run_server(make_settings()) == 0
+    assert run_server(make_settings(), load_model) == 0
     assert happened == ["shared", "allowed", "created", "served"]
 
 

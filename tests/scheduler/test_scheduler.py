@@ -1017,5 +1017,6 @@ async def test_futures_are_all_resolved_whatever_happens(start: Start) -> None:
     assert not house.failures
     assert set(seen) == {Vector, BatchFailed, DeadlineExceeded, asyncio.CancelledError}
     assert sum(len(report.waits) for report in house.reports) >= seen[Vector] + seen[BatchFailed]
-    assert sum(report.size for report in house.reports) < seen[Vector]
+    # Identical inputs were computed once for several waiters.
+    assert sum(report.size for report in house.reports) < sum(len(report.waits) for report in house.reports)
     assert sum(report.failed for report in house.reports) >= seen[BatchFailed]

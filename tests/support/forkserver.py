@@ -38,9 +38,12 @@ PRELOADED = (
     "app.main",
     "app.process",
     "app.settings",
-    "models.qwen3_vl.adapter",
+    "models.qwen3_vl.model",
+    "models.qwen3_vl.preparer",
     "models.registry",
-    "models.text_encoder.adapter",
+    "models.text_encoder.bert",
+    "models.text_encoder.model",
+    "models.text_encoder.preparer",
     "pyarrow.parquet",
 )
 # Names of variables that are read when a library is imported, or before Python runs at all, begin so.
@@ -293,7 +296,7 @@ def main() -> None:
         import_module(name)
     # A warm-up that measures less: how fast this machine is matters to no test.
     rates = import_module("models.rates")
-    rates.ENOUGH_SECONDS = 0.03  # type: ignore[attr-defined]
+    rates.MIN_SECONDS = 0.03  # type: ignore[attr-defined]
     # A program's own collections neither look at what lies here nor, by that, copy its pages.
     gc.collect()
     gc.freeze()
