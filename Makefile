@@ -1,5 +1,5 @@
-# make demo | test | run | lint | bench | hardening | clients | locust.   make demo ONCE=1 ends after its table; PORT=... moves it;
-# MODEL=minilm has it serve a real model.
+# make demo | test | test-all | run | lint | bench | hardening | clients | locust | recording.
+# make demo ONCE=1 ends after its table; PORT=... moves it; MODEL=minilm has it serve a real model.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -11,6 +11,8 @@ DEMO_CHECKPOINT ?= models/demo-checkpoint
 # More arguments for pip, such as an index of its own for torch's CPU build.
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+# Processes that run tests side by side: a number, or as many as there are cores, up to four.
+WORKERS ?= auto
 # For make bench: sizes of models/checkpoints/demo.py (2b; by default the device decides), another server to compare with (infinity; or
 # library: in process alone), and more of its options.
 SHAPE ?=
@@ -24,12 +26,12 @@ CLIENTS ?= openai langchain-openai llama-index-embeddings-openai-like litellm ha
 CLIENTS_VENV := .venv-clients
 CODE := app scheduler models tests
 
-.PHONY: demo test run lint format bench hardening clients locust clean
+.PHONY: demo test test-all recording run lint format bench hardening clients clients-installed locust clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[bulk]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
@@ -46,7 +48,7 @@ $(VENV)/.installed-peer: $(VENV)/.installed
 	@touch $@
 
 # infinity-emb in an environment of its own, for it needs an older transformers; on the same torch.
-$(VENV)-infinity/.installed: tests/load/infinity-requirements.txt $(VENV)/.installed
+$(VENV)-infinity/.installed: tests/tools/load/infinity-requirements.txt $(VENV)/.installed
 	$(PYTHON) -m venv $(VENV)-infinity
 	$(VENV)-infinity/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --requirement $< \
 		"torch==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch").partition("+")[0])')"
@@ -70,9 +72,24 @@ else
 	@exec $(DEMO) --model-path $(DEMO_CHECKPOINT) --random-weights
 endif
 
-# Every test that needs no root.
+# The markers of setup.cfg, each a lane that takes long; and where nothing but such tests lie, which need not even be imported.
+SLOW := bfloat16 or browser or deploy or live or reference or tools
+SLOW_PATHS := tests/deploy tests/tools tests/app/static/test_playground.py
+# A worker has a core, and torch needs no more threads. What pytest makes of asserts is kept for the next run.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 \
+	--dist loadfile
+
+# Every module at its edges, the HTTP contract, the packed forward in float32, drain and a lost device on a real process.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) -m "not ($(SLOW))" $(SLOW_PATHS:%=--ignore=%) $(PYTEST_ARGS)
+
+# What `make test` leaves out; and what it compares with recorded answers of sentence-transformers, with the library itself.
+test-all: $(VENV)/.installed-test
+	$(PYTEST) -m "$(SLOW) or recorded" --library=live $(PYTEST_ARGS)
+
+# Ask sentence-transformers anew: when it, or the random checkpoints, are others than when its answers were recorded.
+recording: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m recorded --library=record $(PYTEST_ARGS)
 
 # The service as config.env says, made on the first go.
 run: $(VENV)/.installed
@@ -97,7 +114,7 @@ hardening: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.tools.hardening --soak $(SOAK) $(HARDENING_ARGS)
 
 # Each client in an environment of its own, made again when its requirements change.
-$(CLIENTS_VENV)/%/.installed: tests/clients/requirements/%.txt
+$(CLIENTS_VENV)/%/.installed: tests/tools/clients/requirements/%.txt
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --requirement $<
@@ -106,8 +123,10 @@ $(CLIENTS_VENV)/%/.installed: tests/clients/requirements/%.txt
 # LangChain's default wants a tokenizer's file, which litellm's wheel carries.
 $(CLIENTS_VENV)/langchain-openai/.installed: | $(CLIENTS_VENV)/litellm/.installed
 
+clients-installed: $(CLIENTS:%=$(CLIENTS_VENV)/%/.installed)
+
 # The packages that people use, against a running server.
-clients: $(VENV)/.installed-test $(CLIENTS:%=$(CLIENTS_VENV)/%/.installed)
+clients: $(VENV)/.installed-test clients-installed
 	@$(BIN)/python -m tests.tools.clients --environments $(CLIENTS_VENV) --only $(CLIENTS)
 
 clean:

@@ -8,19 +8,26 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from app.bulk import options
+from app.bulk import extra, options
 from app.lifecycle import ExitCode
+from app.logs import configure_logging
 from app.process import tame_threads
 from app.settings import Settings, SettingsError, load_settings
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+if TYPE_CHECKING:
+    from app.engine.engine import LoadModel
 
 
 def main() -> int:
-    """The exit code of the command named on the command line."""
+    """Runs the command that the command line names; returns its exit code."""
     arguments = parse_arguments()
+    if arguments.command == "embed" and (missing := extra.missing_libraries()):
+        print(f"python -m app embed needs {' and '.join(missing)}: pip install '.[bulk]'", file=sys.stderr)
+        return ExitCode.SETTINGS_WRONG
     tame_threads()
     if arguments.command == "embed":
         # Until the run listens to signals, one ends the process without a word, and not as a success.
@@ -33,27 +40,34 @@ def main() -> int:
     if arguments.command == "demo":
         from app.commands.demo import run_demo
 
-        logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
+        configure_logging("WARNING")
         return asyncio.run(run_demo(arguments.model_path, arguments.port, arguments.once, arguments.random_weights))
     try:
-        settings = load_settings(need_key=arguments.command == "serve")
+        loaded = load_settings(need_key=arguments.command == "serve")
     except SettingsError as error:
         print(error, file=sys.stderr)
         return ExitCode.SETTINGS_WRONG
-    configure_logging(settings)
+    settings = loaded.settings
+    configure_logging(settings.log_level, settings.log_format)
+    for warning in loaded.warnings:
+        logging.getLogger("app").warning("%s", warning)
+    # Imported once the settings have put CUDA_VISIBLE_DEVICES and the like in place.
+    from app.engine.loading import load_configured_model
+
+    load_model = partial(load_configured_model, settings, loaded.may_download)
     if arguments.command == "embed":
         from app.bulk.run import embed
 
-        return embed(settings, options.read(arguments))
+        return embed(settings, options.read(arguments), load_model)
     if arguments.command == "verify":
         from app.commands.verify import verify
 
-        return verify(settings)
-    return run_server(settings)
+        return verify(settings, load_model)
+    return run_server(settings, load_model)
 
 
 def parse_arguments() -> argparse.Namespace:
-    """`command` is "serve" where none is given."""
+    """Reads the command line; `command` is "serve" if none is given."""
     parser = argparse.ArgumentParser(prog="python -m app", description="Embedding server for Qwen3-VL-Embedding.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve over HTTP, as config.env and the environment say (the default)")
@@ -70,29 +84,18 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def run_server(settings: Settings) -> int:
-    """Serve until the end."""
-    # Imported once the settings have put CUDA_VISIBLE_DEVICES and the like in place.
+def run_server(settings: Settings, load_model: LoadModel) -> int:
+    """Serves until the end; returns the exit code."""
     from app.http.server import serve
     from app.main import create_app
     from app.process import allow_connections, freeze_heap, share_interpreter
 
     async def run() -> int:
-        return await serve(create_app(settings, on_ready=freeze_heap))
+        return await serve(create_app(settings, load_model, freeze_heap))
 
     share_interpreter()
     allow_connections()
     return asyncio.run(run())
-
-
-def configure_logging(settings: Settings) -> None:
-    """One line an event on standard error."""
-    logging.basicConfig(level=settings.log_level, format=LOG_FORMAT, stream=sys.stderr)
-    # Their INFO is about every download and every file.
-    for noisy in ("httpx", "httpcore", "urllib3", "filelock", "PIL"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
-    for warning in settings.warnings:
-        logging.getLogger("app").warning("%s", warning)
 
 
 if __name__ == "__main__":

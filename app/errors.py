@@ -1,27 +1,27 @@
-"""Errors: exception class -> status, type and code, stated once, and the one form that every error reply has."""
+"""Errors: exception class -> status, code and words, stated once. The form of a reply is a dialect's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from app.dialects.request import InvalidRequest, ModelNotFound
+from app.dialects.contract import Failure, InvalidRequest, ModelNotFound
 from app.engine.memory import RequestTooLarge
+from app.engine.preparation import Refused
 from app.media.fetch import ImageUnavailable
 from app.media.image import ImageInvalid
-from models.base import InvalidInput
+from models.base import InvalidInput, Refusal
 from scheduler.errors import BatchFailed, DeadlineExceeded, Draining, NotReady, Overloaded, WorkerDied
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorSpec:
-    """A line of the error table. `message` None shows the exception's own: only for those whose words are written for clients."""
+    """A row of the error table. `reason` is its name in metrics, and in a Refusal. `message` None shows the error's own words:
+    only for those that are written for clients."""
 
     status: int
-    type: str
+    reason: str
     code: str | None = None
     message: str | None = None
-    reason: str = "other"
 
 
 class Unauthorized(Exception):
@@ -48,86 +48,60 @@ class MalformedRequest(Exception):
     """The request's head is not HTTP."""
 
 
-class InputError(Exception):
-    """An error with the place of the input that it belongs to, such as "input[3].image". The cause says what is wrong."""
-
-    def __init__(self, cause: Exception, param: str | None) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-        self.param = param
-
-
-INVALID = "invalid_request_error"
-_UNAVAILABLE = "service_unavailable"
-_FAULT = ErrorSpec(
-    status=500,
-    type="server_error",
-    message="something went wrong on our side; the server's log has it under the request id",
-    reason="fault",
-)
+INVALID = ErrorSpec(400, "invalid")
+FAULT = ErrorSpec(500, "fault", message="something went wrong on our side; the server's log has it under the request id")
+DEADLINE = ErrorSpec(504, "deadline")
+DRAINING = ErrorSpec(503, "draining", "draining", "the server is stopping; try again later, or elsewhere")
+WORKER_DIED = ErrorSpec(503, "worker_died", "worker_died", "the device has failed and the server is about to end")
 
 # Looked up along the class hierarchy: the nearest class that has a row.
 TABLE: dict[type[BaseException], ErrorSpec] = {
-    InvalidRequest: ErrorSpec(400, INVALID, reason="invalid"),
-    InvalidInput: ErrorSpec(400, INVALID, reason="invalid"),
-    ImageInvalid: ErrorSpec(400, INVALID, reason="invalid"),
-    ImageUnavailable: ErrorSpec(400, INVALID, reason="invalid"),
-    BodyBroken: ErrorSpec(400, INVALID, message="the body is not a whole HTTP message body", reason="invalid"),
-    MalformedRequest: ErrorSpec(400, INVALID, message="the request is not valid HTTP", reason="invalid"),
+    InvalidRequest: INVALID,
+    InvalidInput: INVALID,
+    ImageInvalid: INVALID,
+    ImageUnavailable: INVALID,
+    BodyBroken: ErrorSpec(400, "invalid", message="the body is not a whole HTTP message body"),
+    MalformedRequest: ErrorSpec(400, "invalid", message="the request is not valid HTTP"),
     Unauthorized: ErrorSpec(
         status=401,
-        type="authentication_error",
+        reason="unauthorized",
         code="invalid_api_key",
         message="the API key is missing or wrong; send it as `Authorization: Bearer KEY`",
-        reason="unauthorized",
     ),
-    ModelNotFound: ErrorSpec(404, INVALID, "model_not_found", reason="invalid"),
-    BodyTimeout: ErrorSpec(408, "timeout_error", message="the body did not arrive in time", reason="timeout"),
-    BodyTooLarge: ErrorSpec(413, INVALID, reason="too_large"),
-    RequestTooLarge: ErrorSpec(413, INVALID, reason="too_large"),
+    ModelNotFound: ErrorSpec(404, "invalid", "model_not_found"),
+    BodyTimeout: ErrorSpec(408, "timeout", message="the body did not arrive in time"),
+    BodyTooLarge: ErrorSpec(413, "too_large"),
+    RequestTooLarge: ErrorSpec(413, "too_large"),
     BodyCompressed: ErrorSpec(
-        status=415,
-        type=INVALID,
-        message="compressed bodies are not accepted; send the body without Content-Encoding",
-        reason="invalid",
+        415, "invalid", message="compressed bodies are not accepted; send the body without Content-Encoding"
     ),
-    Overloaded: ErrorSpec(
-        status=429,
-        type="rate_limit_error",
-        code="overloaded",
-        message="the server is busy; try again after the time in Retry-After",
-        reason="overloaded",
-    ),
-    NotReady: ErrorSpec(503, _UNAVAILABLE, "loading", "the model is still loading; try again soon", "loading"),
-    Draining: ErrorSpec(503, _UNAVAILABLE, "draining", "the server is stopping; try again later, or elsewhere", "draining"),
-    WorkerDied: ErrorSpec(
-        503, _UNAVAILABLE, "worker_died", "the device has failed and the server is about to end", "worker_died"
-    ),
-    DeadlineExceeded: ErrorSpec(504, "timeout_error", reason="deadline"),
-    BatchFailed: _FAULT,
-    Exception: _FAULT,
+    Overloaded: ErrorSpec(429, "overloaded", "overloaded", "the server is busy; try again after the time in Retry-After"),
+    NotReady: ErrorSpec(503, "loading", "loading", "the model is still loading; try again soon"),
+    Draining: DRAINING,
+    WorkerDied: WORKER_DIED,
+    DeadlineExceeded: DEADLINE,
+    BatchFailed: FAULT,
+    Exception: FAULT,
 }
 
-
-def unwrap(error: BaseException) -> tuple[BaseException, str | None]:
-    """The error itself, and the place in the body that it names."""
-    if isinstance(error, InputError):
-        return error.cause, getattr(error.cause, "param", None) or error.param
-    return error, getattr(error, "param", None)
+# What a Refusal may be, by its reason.
+REFUSALS = {spec.reason: spec for spec in (INVALID, DEADLINE, DRAINING, WORKER_DIED, FAULT)}
 
 
 def spec_for(error: BaseException) -> ErrorSpec:
-    """Looks up the table's row for an error, along its class hierarchy."""
-    cause, _ = unwrap(error)
-    return next(TABLE[kind] for kind in type(cause).__mro__ if kind in TABLE)
+    """Looks up the row of an error, along its class hierarchy."""
+    if isinstance(error, Refused):
+        return REFUSALS[error.refusal.reason]
+    return next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
 
 
-def error_object(error: BaseException) -> dict[str, Any]:
-    """`{"message", "type", "param", "code"}`."""
-    return object_for(error, spec_for(error))
-
-
-def object_for(error: BaseException, spec: ErrorSpec) -> dict[str, Any]:
-    """Builds the error object of an error under a given row."""
-    cause, param = unwrap(error)
-    return {"message": spec.message or str(cause), "type": spec.type, "param": param, "code": spec.code}
+def failure_of(error: BaseException | Refusal, spec: ErrorSpec | None = None) -> Failure:
+    """Puts an error into the words that a client may read. `spec` is its row, if it is none of the table."""
+    if isinstance(error, Refused):
+        error = error.refusal
+    if isinstance(error, Refusal):
+        spec, own = REFUSALS[error.reason], error.message
+    else:
+        spec, own = spec or spec_for(error), str(error)
+    retry_after = getattr(error, "retry_after", 1.0) if spec.status in (429, 503) else None
+    return Failure(spec.status, spec.message or own, spec.code, getattr(error, "param", None), retry_after)

@@ -12,7 +12,7 @@ from scheduler.errors import Draining
 
 
 class ExitCode(IntEnum):
-    """What a supervisor reads. DEVICE_FAILED is worth a restart, SETTINGS and START are not."""
+    """The exit code, which a supervisor reads. DEVICE_FAILED is worth a restart, SETTINGS_WRONG and START_FAILED are not."""
 
     DRAINED = 0
     START_FAILED = 1
@@ -21,7 +21,7 @@ class ExitCode(IntEnum):
 
 
 class Lifecycle:
-    """For the event loop's thread alone."""
+    """The life of the process: what is in flight, whether it drains, why it ends. For the event loop's thread alone."""
 
     def __init__(self) -> None:
         self.created = int(time.time())
@@ -34,17 +34,17 @@ class Lifecycle:
         self._idle.set()
 
     def uptime(self) -> float:
-        """Seconds since the start."""
+        """Returns the seconds since the start."""
         return time.monotonic() - self._started_at
 
     @property
     def in_flight(self) -> int:
-        """Requests under way."""
+        """The number of requests under way."""
         return len(self._under_way)
 
     @asynccontextmanager
     async def request(self) -> AsyncIterator[None]:
-        """One request under way: a drain waits for it. Raises Draining where `abandon` gives it up."""
+        """Counts a request as under way: a drain waits for it. Raises Draining if `abandon` gives it up."""
         limit = asyncio.timeout(None)
         self._under_way.add(limit)
         self._idle.clear()
@@ -61,12 +61,12 @@ class Lifecycle:
                 self._idle.set()
 
     def abandon(self) -> None:
-        """Give up what is under way."""
+        """Gives up what is under way."""
         for limit in self._under_way:
             limit.reschedule(0.0)
 
     def end(self, code: ExitCode) -> None:
-        """Ask the process to end; the first reason counts."""
+        """Asks the process to end; the first reason counts."""
         if not self._ending.is_set():
             self.exit_code = code
             self._ending.set()
@@ -77,10 +77,10 @@ class Lifecycle:
         return self._ending.is_set()
 
     async def ending(self) -> None:
-        """Wait until the process is asked to end."""
+        """Waits until the process is asked to end."""
         await self._ending.wait()
 
     async def idle(self) -> None:
-        """Wait until no request is under way."""
+        """Waits until no request is under way."""
         while self.in_flight:
             await self._idle.wait()

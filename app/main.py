@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
 from aiohttp import web
 
+from app.dialects.contract import Dialect
+from app.dialects.registry import DIALECTS
 from app.engine.engine import Engine, LoadModel
 from app.engine.loading import end_on_failure, load_configured_model
 from app.http.auth import auth_middleware
-from app.http.keys import ENGINE, LIFECYCLE, MEMORY, METRICS, SCHEDULER, SERVICE, SETTINGS
+from app.http.keys import DIALECT, ENGINE, LIFECYCLE, MEMORY, METRICS, SCHEDULER, SERVICE, SETTINGS
 from app.http.middlewares import cors_middleware, error_middleware
-from app.http.routes import add_routes
+from app.http.routes import add_routes, routes
 from app.lifecycle import Lifecycle
 from app.settings import Settings
 
 
 def create_app(
-    settings: Settings, load_model: LoadModel | None = None, on_ready: Callable[[], None] = lambda: None
+    settings: Settings,
+    load_model: LoadModel | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+    dialects: Sequence[Dialect] = DIALECTS,
 ) -> web.Application:
-    """The application. `load_model` runs in the device's thread; by default it loads what the settings name. `on_ready` is called
-    on the event loop when the model is ready, before any request is taken."""
+    """Makes the application. `load_model` runs in the device's thread; by default it loads what the settings name. `on_ready`
+    is called on the event loop when the model is ready, before any request is taken."""
     app = web.Application(middlewares=[cors_middleware, error_middleware, auth_middleware])
     app[SETTINGS] = settings
     app[LIFECYCLE] = Lifecycle()
@@ -32,12 +37,13 @@ def create_app(
         on_failure=partial(end_on_failure, app[LIFECYCLE]),
     )
     app[METRICS], app[SCHEDULER], app[MEMORY] = engine.metrics, engine.scheduler, engine.memory
-    add_routes(app.router, settings.playground)
+    app[DIALECT] = dialects[0]
+    add_routes(app, routes(dialects, settings.playground))
     app.cleanup_ctx.append(run_engine)
     return app
 
 
 async def run_engine(app: web.Application) -> AsyncIterator[None]:
-    """Start and stop of what turns requests into vectors."""
+    """Starts and stops what turns requests into vectors."""
     async with app[ENGINE].running() as app[SERVICE]:
         yield

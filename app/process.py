@@ -1,7 +1,7 @@
-"""The served process: how its threads share the interpreter, how many connections it may have, and what its garbage collector
+"""The process: its cores, how its threads share the interpreter, how many connections it may have, and what its garbage collector
 need not look at.
 
-For a process that does nothing but serve; an application inside another process leaves both alone.
+For a process that does nothing but serve; an application inside another process leaves it as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def usable_cores() -> int:
-    """Those that it may run on, or as many as a container's quota comes to, if that is less."""
+    """Counts the cores that the process may run on, or that a container's quota comes to, if that is less."""
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = map(int, QUOTA.read_text().split())
@@ -32,7 +32,7 @@ def usable_cores() -> int:
 
 
 def tame_threads() -> None:
-    """Keep the libraries' own threads from holding the cores that others need, where the environment does not say how.
+    """Keeps the libraries' own threads from holding the cores that others need, unless the environment says how.
 
     GNU OpenMP, which torch brings, lets a thread that waits spin for some 16 ms; on a machine with no core to spare its partner
     cannot go on meanwhile. Half a millisecond loses nothing where cores are free. It is read when torch is imported.
@@ -48,19 +48,20 @@ def tame_threads() -> None:
 
 
 def share_interpreter() -> None:
-    """At the start."""
+    """Shortens the interpreter's switch interval; call once at startup."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 
 def allow_connections() -> None:
-    """At the start: as many descriptors as the system lets this user have. The usual 1,024 are fewer than one queue's callers."""
+    """Raises the limit of open descriptors as far as the system lets this user; call once at startup. The usual 1,024 are fewer
+    than one queue's callers."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def freeze_heap() -> None:
-    """Once the model is ready: what is there by now stays to the end, modules and weights by the hundred thousand objects, and
-    every full collection would go through all of it, with all threads stopped."""
+    """Exempts what is there from garbage collection; call once the model is ready. Modules and weights, by the hundred thousand
+    objects, stay to the end, and every full collection would go through all of them with all threads stopped."""
     gc.collect()
     gc.freeze()

@@ -1,7 +1,7 @@
 """Settings: read once from config.env and the environment, checked, frozen, and passed in.
 
-The one reader of os.environ. It knows nothing of what the settings do: it imports neither torch nor aiohttp, so that what it
-exports (CUDA_VISIBLE_DEVICES and the like) is in place before they are imported.
+It knows nothing of what the settings do: it imports neither torch nor aiohttp, so that what it exports (CUDA_VISIBLE_DEVICES and
+the like) is in place before they are imported.
 """
 
 # ruff: noqa: RUF009 - setting() is dataclasses.field() with its table row; it makes immutable defaults only.
@@ -12,11 +12,12 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dotenv import dotenv_values
 from environs import Env
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ FLAGS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false"
 LOG_LEVELS = {level.lower(): level for level in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")}
 BACKENDS = {name: name for name in ("packed", "reference")}
 COMPILE = {name: name for name in ("off", "auto")}
+LOG_FORMATS = {name: name for name in ("text", "json")}
 DTYPES = {name: name for name in ("auto", "float32", "bfloat16", "float16")}
 
 
@@ -53,8 +55,8 @@ class ApiKey:
 # --- parsers: text -> value; the ValueError says what is wrong without repeating the text -----------------------------------
 
 
-def whole(low: int, high: float = inf, units: Mapping[str, int] = NO_UNITS) -> Callable[[str], int]:
-    """Digits, which `_` may group, then one of `units` in any case."""
+def integer(low: int, high: float = inf, units: Mapping[str, int] = NO_UNITS) -> Callable[[str], int]:
+    """Makes a parser of digits, which `_` may group, then one of `units` in any case."""
     pattern = rf"([0-9][0-9_]{{0,17}})\s*({'|'.join(units)})"
     rule = f"must be a whole number, {low} or more" if high == inf else f"must be a whole number from {low} to {high}"
     rule += ", of bytes or with KiB, MiB or GiB" if units is BYTE_UNITS else ""
@@ -70,7 +72,7 @@ def whole(low: int, high: float = inf, units: Mapping[str, int] = NO_UNITS) -> C
 
 
 def decimal(low: float, high: float) -> Callable[[str], float]:
-    """A plain decimal: the pattern leaves out nan, inf and exponents."""
+    """Makes a parser of plain decimals: the pattern leaves out nan, inf and exponents."""
 
     def parse(text: str) -> float:
         if not re.fullmatch(r"[0-9]*\.?[0-9]+", text) or not low <= float(text) <= high:
@@ -81,7 +83,7 @@ def decimal(low: float, high: float) -> Callable[[str], float]:
 
 
 def one_of(choices: Mapping[str, T]) -> Callable[[str], T]:
-    """One of the keys, which are lower-case, in any case."""
+    """Makes a parser of one of the keys, which are lower-case, in any case."""
 
     def parse(text: str) -> T:
         if text.lower() not in choices:
@@ -92,6 +94,8 @@ def one_of(choices: Mapping[str, T]) -> Callable[[str], T]:
 
 
 def matching(pattern: str, rule: str) -> Callable[[str], str]:
+    """Makes a parser of text that matches a pattern; `rule` says what is wrong with any other."""
+
     def parse(text: str) -> str:
         if not text.isprintable() or not re.fullmatch(pattern, text, re.ASCII):
             raise ValueError(rule)
@@ -101,7 +105,7 @@ def matching(pattern: str, rule: str) -> Callable[[str], str]:
 
 
 def or_word(word: str, parse: Callable[[str], T]) -> Callable[[str], T | None]:
-    """What `parse` reads, or the word, which stands for None."""
+    """Makes a parser of what `parse` reads, or of the word, which stands for None."""
 
     def parse_or_word(text: str) -> T | None:
         if text.lower() == word:
@@ -115,11 +119,12 @@ def or_word(word: str, parse: Callable[[str], T]) -> Callable[[str], T | None]:
 
 
 def list_of(parse: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
-    """Comma-separated and lower-cased; empty entries, such as a last comma leaves, are dropped."""
+    """Makes a parser of a comma-separated list, lower-cased; empty entries, such as a last comma leaves, are dropped."""
     return lambda text: tuple(parse(entry) for part in text.lower().split(",") if (entry := part.strip()))
 
 
 def read_host(text: str) -> str:
+    """Reads one host of IMAGE_URL_ALLOWED_HOSTS."""
     match = re.fullmatch(r"(?:\[[0-9a-f:.]+\]|[a-z0-9_][a-z0-9_.-]*)(?::([0-9]{1,5}))?", text)
     if match is None or not 1 <= int(match[1] or 1) <= 65_535:
         raise ValueError("must be hosts, each as host, host:port, [IPv6] or [IPv6]:port")
@@ -127,11 +132,13 @@ def read_host(text: str) -> str:
 
 
 def read_hosts(text: str) -> frozenset[str]:
+    """Reads IMAGE_URL_ALLOWED_HOSTS."""
     return frozenset(list_of(read_host)(text))
 
 
 def read_api_keys(text: str) -> tuple[ApiKey, ...]:
-    """`name:key` or `key`, comma-separated. An entry is split at its first `:`, so a key that holds one needs a name before it.
+    """Reads API_KEY: `name:key` or `key`, comma-separated. An entry is split at its first `:`, so a key that holds one needs a
+    name before it.
 
     Entries without a name are called key-1, key-2 and so on.
     """
@@ -153,17 +160,27 @@ def read_api_keys(text: str) -> tuple[ApiKey, ...]:
     return tuple(keys.values())
 
 
+@dataclass(frozen=True, slots=True)
+class SettingSpec:
+    """A row of the table: `parse` reads a key's text for `field` of Settings, whose default is `default`."""
+
+    field: str
+    default: Any
+    parse: Callable[[str], Any]
+    help: str
+
+
 def setting(default: Default, parse: Callable[[str], T], help: str, key: str = "") -> Default | T:
-    """A row of the table: a field of Settings that a key sets. The key is the field's name in capitals unless given."""
-    row: Default = field(default=default, metadata={"parse": parse, "help": help, "key": key})
-    return row
+    """Declares a field of Settings that a key sets. The key is the field's name in capitals unless given."""
+    made: Default = field(default=default, metadata={"parse": parse, "help": help, "key": key})
+    return made
 
 
 SECONDS = decimal(0.001, DAY_S)
-IMAGE_SIDE = whole(0, 1_000_000)
+IMAGE_SIDE = integer(0, 1_000_000)
 FLAG = one_of(FLAGS)
-DIMENSION = or_word("native", whole(1, WIDEST))
-BYTES = whole(1, units=BYTE_UNITS)
+DIMENSION = or_word("native", integer(1, WIDEST))
+BYTES = integer(1, units=BYTE_UNITS)
 DEVICE = matching(r"auto|cpu|cuda(:[0-9]{1,3})?", "must be cuda, cuda:N, cpu or auto")
 REPO_ID = matching(r"[\w][\w.-]*(/[\w][\w.-]*)?", "must be the id of a model, as owner/name")
 ORIGIN = matching(r"\*|[a-z][a-z0-9+.-]*://[^\s/@?#]+", "must be origins, each as scheme://host[:port] without a path, or *")
@@ -172,18 +189,18 @@ NAME = matching(r".+", "must be printable text")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every setting, typed and within range. Settings() has the defaults; load_settings() is how the service gets one."""
+    """Every setting, typed and within range. Settings() has the defaults; load_settings() is how the service gets its own."""
 
     api_keys: tuple[ApiKey, ...] = setting((), read_api_keys, "keys, comma-separated, each as name:key or key", key="API_KEY")
-    port: int = setting(6008, whole(0, 65_535), "port to listen on; 0 picks a free one")
+    port: int = setting(6008, integer(0, 65_535), "port to listen on; 0 picks a free one")
     model_name: str = setting("Qwen3-VL-Embedding-2B", NAME, "name of the model in requests and replies")
     model_path: Path = setting(Path("models/Qwen3-VL-Embedding-2B"), Path, "folder of the checkpoint")
     device: str = setting("cuda", DEVICE, "cuda, cuda:N, cpu, or auto")
     embedding_dimension: int | None = setting(2560, DIMENSION, "components of a vector; native: the model's")
-    max_image_size: int = setting(512, IMAGE_SIDE, "pixels, of either side of an image; 0 is no limit")
     max_image_width: int = setting(512, IMAGE_SIDE, "pixels; a smaller MAX_IMAGE_SIZE that is set wins; 0 is no limit")
     max_image_height: int = setting(512, IMAGE_SIDE, "pixels; a smaller MAX_IMAGE_SIZE that is set wins; 0 is no limit")
     log_level: str = setting("INFO", one_of(LOG_LEVELS), "DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    log_format: str = setting("text", one_of(LOG_FORMATS), "text: a line for people; json: an object on each line")
 
     host: str = setting("0.0.0.0", matching(r"[^\s/]+", "must be a host or an address"), "address to listen on")
     auth_disabled: bool = setting(False, FLAG, "true: serve everyone who reaches the port, without a key")
@@ -191,17 +208,17 @@ class Settings:
     dtype: str = setting("auto", one_of(DTYPES), "auto, float32, bfloat16 or float16")
     backend: str = setting("packed", one_of(BACKENDS), "packed, or reference: the stock padded forward, as the oracle")
     compile: str = setting("auto", one_of(COMPILE), "auto: compile layers and capture graphs in the warm-up, on CUDA; or off")
-    max_batch_size: int = setting(256, whole(1), "inputs in a batch, at most")
-    max_batch_tokens: int | None = setting(None, or_word("auto", whole(1)), "tokens in a batch; auto: 8192, on a CPU by its rate")
+    max_batch_size: int = setting(256, integer(1), "inputs in a batch, at most")
+    max_batch_tokens: int | None = setting(None, or_word("auto", integer(1)), "tokens in a batch; auto: 8192, on a CPU by rate")
     max_batch_wait_ms: float = setting(0.0, decimal(0, 60_000), "milliseconds that an input may wait for others to fill a batch")
-    max_queue_size: int = setting(8192, whole(1), "inputs waiting; beyond it requests get 429")
-    vector_cache_mb: int = setting(0, whole(0), "MiB of memory for the vectors of recent inputs; 0 keeps none")
-    max_inputs_per_request: int = setting(2048, whole(1), "inputs in a request; at most MAX_QUEUE_SIZE")
-    max_input_tokens: int = setting(8192, whole(1), "tokens of an input, the prompt's template included")
+    max_queue_size: int = setting(8192, integer(1), "inputs waiting; beyond it requests get 429")
+    vector_cache_mb: int = setting(0, integer(0), "MiB of memory for the vectors of recent inputs; 0 keeps none")
+    max_inputs_per_request: int = setting(2048, integer(1), "inputs in a request; at most MAX_QUEUE_SIZE")
+    max_input_tokens: int = setting(8192, integer(1), "tokens of an input, the prompt's template included")
     max_request_bytes: int = setting(32 << 20, BYTES, "size of a request's body")
     max_bytes_in_flight: int = setting(4 << 30, BYTES, "memory for requests under way, their bodies and prepared inputs")
     max_image_bytes: int = setting(20 << 20, BYTES, "size of an image as it is sent or fetched")
-    max_image_pixels: int = setting(50_000_000, whole(1), "pixels of an image before it is resized")
+    max_image_pixels: int = setting(50_000_000, integer(1), "pixels of an image before it is resized")
     image_fetch_timeout_s: float = setting(10.0, SECONDS, "seconds for the download of an image URL")
     image_url_allowed_hosts: frozenset[str] = setting(frozenset(), read_hosts, "hosts that may be fetched from though not public")
     request_timeout_s: float = setting(60.0, SECONDS, "seconds until a request that the device has not taken gets 504")
@@ -214,31 +231,38 @@ class Settings:
     playground: bool = setting(True, FLAG, "false: no page at /, which lets people try the service and watch it")
     allow_pickle: bool = setting(False, FLAG, "true: load checkpoints in pickle format, which can run code")
 
-    # Not settings, but what follows from them.
-    model_path_is_default: bool = True
-    model_id_is_explicit: bool = False
-    warnings: tuple[str, ...] = ()
 
-    @property
-    def may_download(self) -> bool:
-        """A checkpoint is only ever downloaded to a folder that was meant for it."""
-        return self.model_path_is_default or self.model_id_is_explicit
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings as they were read. `warnings` are for the log; `may_download`: a checkpoint is only ever downloaded to a folder
+    that was meant for it."""
+
+    settings: Settings
+    warnings: tuple[str, ...]
+    may_download: bool
 
 
 DEFAULTS = Settings()
-SETTINGS: Mapping[str, Field[Any]] = {row.metadata["key"] or row.name.upper(): row for row in fields(Settings) if row.metadata}
+SETTINGS: Mapping[str, SettingSpec] = {
+    # Has no field of its own: it bounds both sides.
+    "MAX_IMAGE_SIZE": SettingSpec("", 512, IMAGE_SIDE, "pixels, of either side of an image; 0 is no limit"),
+    **{
+        row.metadata["key"] or row.name.upper(): SettingSpec(row.name, row.default, row.metadata["parse"], row.metadata["help"])
+        for row in fields(Settings)
+    },
+}
 
 
-def load_settings(config_file: Path = Path("config.env"), need_key: bool = True) -> Settings:
-    """Read the file, where there is one, and the environment, which wins; a blank value in either is none.
+def load_settings(config_file: Path = Path("config.env"), need_key: bool = True) -> Loaded:
+    """Reads the file, if there is one, and the environment, which wins; a blank value in either is none.
 
     What the file sets beyond our keys is exported, unless the environment has it. `need_key` is false for what serves nobody.
     Raises SettingsError with all that is wrong.
     """
     from_file = read_file(config_file)
-    given = {key: text for source in (from_file, os.environ) for key in SETTINGS if (text := source.get(key, "").strip())}
-    values, problems = parse(given)
-    if need_key and not values.get("api_keys") and not values.get("auth_disabled"):
+    environment = Env()
+    values, problems = parse({key: environment.str(key, "").strip() or from_file.get(key, "").strip() for key in SETTINGS})
+    if need_key and not values.get("API_KEY") and not values.get("AUTH_DISABLED"):
         problems.setdefault("API_KEY", "must hold a key, or set AUTH_DISABLED=true to serve everyone without one")
     foreign = {key: text for key, text in from_file.items() if key not in SETTINGS and text.strip()}
     warnings = misspelt(foreign)
@@ -246,56 +270,61 @@ def load_settings(config_file: Path = Path("config.env"), need_key: bool = True)
         raise SettingsError([f"{key} {problem}" for key, problem in problems.items()] + warnings)
     for key, text in foreign.items():
         os.environ.setdefault(key, text)
-    return Settings(**resolve(values, warnings))
+    return resolve(values, warnings)
 
 
 def read_file(config_file: Path) -> dict[str, str]:
-    env = Env()
+    """Reads a file's keys; a key without a value is none. Raises SettingsError."""
     try:
-        env.read_env(config_file, recurse=False)
+        if config_file.is_dir():
+            raise IsADirectoryError
+        return {key: text for key, text in dotenv_values(config_file).items() if text is not None}
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or ("it is a folder" if config_file.is_dir() else "it is not UTF-8 text")
+        is_folder = isinstance(error, IsADirectoryError)
+        reason = "it is a folder" if is_folder else getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise SettingsError([f"{config_file} cannot be read: {reason}"]) from None
-    # Since version 15 read_env fills this and no longer os.environ; nothing public lists it.
-    return env._environ
 
 
 def parse(given: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Values by field, and by key what is wrong with the rest."""
+    """Returns the values of the keys that are set, and by key what is wrong with the rest."""
     values: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for key, text in given.items():
+        if not text:
+            continue
         try:
-            values[SETTINGS[key].name] = SETTINGS[key].metadata["parse"](text)
+            values[key] = SETTINGS[key].parse(text)
         except ValueError as error:
             problems[key] = str(error) if key == "API_KEY" else f"{error}, not {text!r}"
     return values, problems
 
 
 def misspelt(keys: Iterable[str]) -> list[str]:
-    """A word on every key that is nearly one of ours: else a slip of the pen would go unnoticed."""
+    """Warns of every key that is nearly one of ours: else a slip of the pen would go unnoticed."""
     near = ((key, difflib.get_close_matches(key.upper(), SETTINGS, n=1, cutoff=0.85)) for key in keys)
     return [f"{key} is not a setting of this service; did you mean {match[0]}?" for key, match in near if match]
 
 
-def resolve(values: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
-    """The values with those that follow from several settings at once."""
-    queue_size = values.get("max_queue_size", DEFAULTS.max_queue_size)
-    inputs = values.get("max_inputs_per_request", DEFAULTS.max_inputs_per_request)
+def resolve(values: dict[str, Any], warnings: list[str]) -> Loaded:
+    """Makes settings of the values, and what follows from several of them at once."""
+    queue_size = values.get("MAX_QUEUE_SIZE", DEFAULTS.max_queue_size)
+    inputs = values.get("MAX_INPUTS_PER_REQUEST", DEFAULTS.max_inputs_per_request)
     if inputs > queue_size:
         warnings = [*warnings, f"MAX_INPUTS_PER_REQUEST is lowered from {inputs} to {queue_size}, the size of MAX_QUEUE_SIZE"]
-    return values | {
-        "max_image_width": image_limit(values.get("max_image_width"), values.get("max_image_size")),
-        "max_image_height": image_limit(values.get("max_image_height"), values.get("max_image_size")),
+    chosen = {SETTINGS[key].field: value for key, value in values.items() if SETTINGS[key].field}
+    side = values.get("MAX_IMAGE_SIZE")
+    chosen |= {
+        "max_image_width": image_limit(values.get("MAX_IMAGE_WIDTH"), side),
+        "max_image_height": image_limit(values.get("MAX_IMAGE_HEIGHT"), side),
         "max_inputs_per_request": min(inputs, queue_size),
-        "model_path_is_default": values.get("model_path", DEFAULTS.model_path) == DEFAULTS.model_path,
-        "model_id_is_explicit": "model_id" in values,
-        "warnings": tuple(warnings),
     }
+    settings = Settings(**chosen)
+    may_download = settings.model_path == DEFAULTS.model_path or "MODEL_ID" in values
+    return Loaded(settings, tuple(warnings), may_download)
 
 
 def image_limit(side: int | None, size: int | None) -> int:
-    """The smaller of those that are set; 0, in and out, is no limit."""
+    """Returns the smaller of those that are set; 0, in and out, is no limit."""
     if side is None and size is None:
-        return DEFAULTS.max_image_size
+        return SETTINGS["MAX_IMAGE_SIZE"].default  # type: ignore[no-any-return]
     return min(filter(None, (side, size)), default=0)

@@ -73,7 +73,7 @@ class PreparedInput:
     (3, num_tokens): time, height and width; None if all three are 0 .. num_tokens - 1. The first `prefix_tokens` tokens are those
     that every input with the same instruction begins with; the first `unpooled_tokens` are read and not pooled.
 
-    `identity` is a digest of all that decides the vector: inputs with equal ones have equal vectors. It is computed when the
+    `content_hash` is a digest of all that decides the vector: inputs with equal ones have equal vectors. It is computed when the
     input is made, on the thread that prepares it: some microseconds for a short text, more for an image's patches, and that
     without the interpreter's lock.
     """
@@ -84,10 +84,11 @@ class PreparedInput:
     truncated: bool = False
     prefix_tokens: int = 0
     unpooled_tokens: int = 0
-    identity: bytes = field(init=False, repr=False)
+    content_hash: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "identity", _identity(self.token_ids, self.positions, self.images, self.unpooled_tokens))
+        content_hash = _content_hash(self.token_ids, self.positions, self.images, self.unpooled_tokens)
+        object.__setattr__(self, "content_hash", content_hash)
 
     @property
     def num_tokens(self) -> int:
@@ -108,7 +109,7 @@ class PreparedInput:
         return self.token_ids.nbytes + (0 if self.positions is None else self.positions.nbytes)
 
 
-def _identity(
+def _content_hash(
     token_ids: npt.NDArray[np.int64],
     positions: npt.NDArray[np.int64] | None,
     images: Sequence[PreparedImage],

@@ -1,13 +1,12 @@
-"""BatchQueue: what waits for the device, and which of it goes next. The whole batching policy.
+"""BatchQueue: the backlog, and which of it goes to the device next. The whole batching policy.
 
 - A batch forms as late as possible: `next_batch` is called by a device that is free, and takes what waits at that moment.
-- It is bounded by tokens first, by items second; the first entry is always admitted, so a large one is never stuck.
-- Requests take turns, one entry each, so that one with thousands of inputs does not hold up one with a single input. A request
-  whose next entry did not fit is first in the batch after.
-- With `max_batch_wait` above 0 a batch that is not full waits for more, counted from its oldest entry's arrival.
-- An entry that is cancelled or late is gone at that moment, and never reaches a batch.
-- Entries with the same input are computed once. Each has its own place and turn; whichever is taken first takes the others along
-  as its twins, and until the batch is finished those that come later too.
+- It is bounded by tokens first, by inputs second; the first input is always admitted, so a large one is never stuck.
+- Requests take turns, one input each, so that one with thousands of inputs does not hold up one with a single input. A request
+  whose next input did not fit is first in the batch after.
+- With `max_batch_wait` above 0 a batch that is not full waits for more, counted from its oldest input's arrival.
+- A waiter that is cancelled or late leaves at that moment, and is in no batch.
+- Each waiter has a position in its own request's turns. Whichever waiter of a Work comes first takes the Work, for all of them.
 
 Knows no event loop: the loop's thread adds and drops, the device's thread takes, under one condition.
 """
@@ -19,107 +18,102 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from scheduler.entry import Batch, Entry, EntryState, Submission
+from scheduler.places import Places
+from scheduler.work import Batch, Submission, Waiter, WaiterState, Work
 
+DEFAULT_BATCH_TOKENS = 8192
+# On a CPU a batch of this length keeps the matrix products busy, and a single text need not wait long for it.
+CPU_BATCH_SECONDS = 0.25
+MIN_CPU_BATCH_TOKENS = 256
 # Requests that may be passed over for one batch: looking further costs more than a fuller batch gains.
 LOOK_AHEAD = 32
 
 
 class BatchQueue:
-    """Thread-safe. `max_batch_wait` is in seconds; `clock` is the monotonic clock that entries are stamped with."""
+    """A thread-safe queue, which gives back the place of each waiter that leaves it.
+
+    `max_batch_tokens` None is DEFAULT_BATCH_TOKENS, or less after `fit_to_cpu`. `max_batch_wait` is in seconds; `clock` is the
+    monotonic clock of the waiters' times.
+    """
 
     def __init__(
         self,
+        places: Places,
         *,
-        max_batch_tokens: int,
+        max_batch_tokens: int | None,
         max_batch_size: int,
         max_batch_wait: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.max_batch_tokens = max_batch_tokens
+        self._places = places
+        self._follows_rate = max_batch_tokens is None
+        self.max_batch_tokens = max_batch_tokens or DEFAULT_BATCH_TOKENS
         self.max_batch_size = max_batch_size
         self.max_batch_wait = max_batch_wait
         self._clock = clock
         self._changed = threading.Condition()
-        self._requests: deque[deque[Entry]] = deque()
+        self._requests: deque[deque[Waiter]] = deque()
         self._waiting = 0
         self._waiting_tokens = 0
-        self._gone = 0
-        # Entries that came when one like them had been taken, and have no place among those that wait.
-        self.joined = 0
-        # By identity: of what waits, the first of those that are alike, which has the others as twins; and what is taken.
-        self._first: dict[bytes, Entry] = {}
-        self._running: dict[bytes, Entry] = {}
+        self._stale = 0
         self._closed = False
 
     def __len__(self) -> int:
-        """Entries that wait."""
+        """Return the number of waiters in the queue."""
         return self._waiting
 
     @property
     def waiting_tokens(self) -> int:
         return self._waiting_tokens
 
-    def add(self, submission: Submission) -> None:
-        """Put a request's entries behind those of the requests that wait already; one that is being computed joins its twin."""
-        with self._changed:
-            entries: deque[Entry] = deque()
-            for entry in submission.entries:
-                if entry.state is EntryState.ARRIVING and not self._join_running(entry):
-                    entry.state = EntryState.WAITING
-                    entries.append(entry)
-                    first = self._first.setdefault(entry.prepared.identity, entry)
-                    if first is not entry:
-                        first.twins.append(entry)
-            if not entries:
-                return
-            self._requests.append(entries)
-            self._waiting += len(entries)
-            self._waiting_tokens += sum(entry.num_tokens for entry in entries)
-            self._changed.notify()
+    def fit_to_cpu(self, tokens_per_second: float) -> None:
+        """Bound a batch by CPU_BATCH_SECONDS at this rate, unless `max_batch_tokens` was given. Call before any work is added."""
+        if self._follows_rate:
+            tokens = int(tokens_per_second * CPU_BATCH_SECONDS)
+            self.max_batch_tokens = min(max(tokens, MIN_CPU_BATCH_TOKENS), DEFAULT_BATCH_TOKENS)
 
-    def drop(self, entry: Entry) -> bool:
-        """Give up an entry that has not been taken; False where the device has it already, or it is gone."""
+    def add(self, submission: Submission) -> None:
+        """Put a request's waiters behind the requests that wait. One whose Work the device has taken needs no position."""
         with self._changed:
-            if entry.state is EntryState.ARRIVING:
-                entry.state = EntryState.DROPPED
-                return True
-            if not self._drop(entry):
+            now = self._clock()
+            request = deque(waiter for waiter in submission.waiters if self._admit(waiter, now))
+            if request:
+                self._requests.append(request)
+                self._waiting += len(request)
+                self._waiting_tokens += sum(waiter.work.num_tokens for waiter in request)
+                self._changed.notify()
+
+    def drop(self, waiter: Waiter) -> bool:
+        """Give up a waiter; returns False if the device has taken its Work, or it was dropped before."""
+        with self._changed:
+            if waiter.state not in (WaiterState.ARRIVING, WaiterState.WAITING):
                 return False
-            self._gone += 1
+            self._drop(waiter)
             self._sweep_if_due()
             return True
 
+    def drop_all(self) -> list[Waiter]:
+        """Empty the queue of what a device that is lost will never run; returns the waiters that were in it."""
+        with self._changed:
+            waiters = [waiter for request in self._requests for waiter in request if _waits(waiter)]
+            for waiter in waiters:
+                self._drop(waiter)
+            self._requests.clear()
+            return waiters
+
     def close(self) -> None:
-        """Let `next_batch` hand out what waits, without waiting for more, and then None."""
+        """Let `next_batch` return what waits, without waiting for more, and then None."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
-    def take_all(self) -> list[Entry]:
-        """Empty the queue: what a device that is lost will never run."""
-        with self._changed:
-            entries = [entry for request in self._requests for entry in request if _waits(entry)]
-            for entry in entries:
-                self._drop(entry)
-            self._requests.clear()
-            return entries
-
-    def finish(self) -> list[Entry]:
-        """What has been taken is done with, or lost: no twin joins it from here on. Returns it, twins included."""
-        with self._changed:
-            entries = [entry for leader in self._running.values() for entry in (leader, *leader.twins)]
-            self._running.clear()
-            self.joined = 0
-            return entries
-
     def ready_in(self) -> float | None:
-        """Seconds until `next_batch` would hand out a batch, 0 for at once; None while nothing waits."""
+        """Seconds until `next_batch` would return a batch, 0 for at once; None if nothing waits."""
         with self._changed:
             return max(0.0, self._time_to_gather()) if self._waiting else None
 
     def next_batch(self) -> Batch | None:
-        """Wait for work and take the next batch; None once closed and empty. For the device's thread."""
+        """Wait for work and take the next batch; returns None once closed and empty. The device's thread alone calls it."""
         with self._changed:
             while True:
                 if not self._waiting:
@@ -132,41 +126,40 @@ class BatchQueue:
                 elif batch := self._take():
                     return batch
 
-    def _drop(self, entry: Entry) -> bool:
-        if entry.state is not EntryState.WAITING:
+    def _admit(self, waiter: Waiter, now: float) -> bool:
+        """Add an arriving waiter to its Work; returns True if it has to wait for the device."""
+        if waiter.state is not WaiterState.ARRIVING:
             return False
-        self._leave(entry, EntryState.DROPPED)
-        identity = entry.prepared.identity
-        if self._first.get(identity) is not entry:
-            return True
-        del self._first[identity]
-        while entry.twins:
-            heir = entry.twins.pop()
-            if heir.state is EntryState.WAITING:
-                entry.twins, heir.twins = heir.twins, entry.twins
-                self._first[identity] = heir
-                break
-        return True
+        if waiter.deadline <= now:
+            self._leave(waiter, WaiterState.DROPPED)
+            return False
+        waiter.work.waiters.append(waiter)
+        waiter.state = WaiterState.ATTACHED if waiter.work.taken else WaiterState.WAITING
+        return not waiter.work.taken
 
-    def _leave(self, entry: Entry, state: EntryState) -> None:
-        """An entry waits no longer, and its place is free."""
-        entry.state = state
-        self._waiting -= 1
-        self._waiting_tokens -= entry.num_tokens
+    def _drop(self, waiter: Waiter) -> None:
+        if _waits(waiter):
+            waiter.work.waiters.remove(waiter)
+        self._leave(waiter, WaiterState.DROPPED)
+
+    def _leave(self, waiter: Waiter, state: WaiterState) -> None:
+        """Give back a waiter's place. If it has a position in the queue, that is stale from here on."""
+        if _waits(waiter):
+            self._stale += 1
+            self._waiting -= 1
+            self._waiting_tokens -= waiter.work.num_tokens
+        waiter.state = state
+        self._places.give(1)
 
     def _sweep_if_due(self) -> None:
-        """Forget what waits no longer, once that is the most: while the device is busy nothing else does, and the pixels would
-        add up with every caller that gives up."""
-        if self._gone <= self._waiting:
-            return
-        live = (deque(filter(_waits, request)) for request in self._requests)
-        self._requests = deque(request for request in live if request)
-        for first in self._first.values():
-            first.twins = [*filter(_waits, first.twins)]
-        self._gone = 0
+        """Remove the stale positions if they are the most: they would keep pixels in memory while the device is busy."""
+        if self._stale > self._waiting:
+            swept = (deque(filter(_waits, request)) for request in self._requests)
+            self._requests = deque(request for request in swept if request)
+            self._stale = 0
 
     def _time_to_gather(self) -> float:
-        """Seconds to go on waiting for a fuller batch; 0 where it should go now."""
+        """Seconds to go on waiting for a fuller batch; 0 or less if it should go now."""
         full = self._waiting >= self.max_batch_size or self._waiting_tokens >= self.max_batch_tokens
         if full or self._closed or not self.max_batch_wait:
             return 0.0
@@ -174,62 +167,45 @@ class BatchQueue:
         return oldest + self.max_batch_wait - self._clock()
 
     def _take(self) -> Batch | None:
-        """Take one entry of each request in turn, until the batch is full or nothing near the front fits in."""
+        """Take one input of each request in turn, until the batch is full or nothing near the front fits in."""
         batch, now = Batch(), self._clock()
-        passed_over: deque[deque[Entry]] = deque()
-        while self._requests and len(batch.entries) < self.max_batch_size and len(passed_over) < LOOK_AHEAD:
+        passed_over: deque[deque[Waiter]] = deque()
+        while self._requests and len(batch.works) < self.max_batch_size and len(passed_over) < LOOK_AHEAD:
             request = self._requests.popleft()
-            entry = _head(request)
-            if entry is None:
+            waiter = _head(request)
+            if waiter is None:
                 continue
-            if batch.entries and batch.num_tokens + entry.num_tokens > self.max_batch_tokens:
+            if batch.works and batch.num_tokens + waiter.work.num_tokens > self.max_batch_tokens:
                 passed_over.append(request)
                 continue
             request.popleft()
-            if entry.deadline > now:
-                self._lead(entry, now)
-                batch.add(entry)
+            self._stale -= 1
+            if waiter.deadline > now:
+                self._start(waiter.work, now)
+                batch.add(waiter.work)
             else:
                 # Its caller is told by the deadline's timer; here it is only kept off the device.
-                self._drop(entry)
+                self._drop(waiter)
             if request:
                 self._requests.append(request)
         self._requests.extendleft(reversed(passed_over))
         self._sweep_if_due()
-        return batch if batch.entries else None
+        return batch if batch.works else None
 
-    def _lead(self, entry: Entry, now: float) -> None:
-        """Take an entry, and with it as its twins all that are like it and not late."""
-        self._leave(entry, EntryState.TAKEN)
-        identity = entry.prepared.identity
-        self._running[identity] = entry
-        first = self._first.pop(identity)
-        if first is entry and not first.twins:
-            return
-        alike, first.twins = [first, *first.twins], []
-        # A late one is left where it is: it can lead no more.
-        entry.twins = [twin for twin in alike if _waits(twin) and twin.deadline > now]
-        for twin in entry.twins:
-            self._leave(twin, EntryState.TAKEN)
-        self._gone += len(entry.twins)
-
-    def _join_running(self, entry: Entry) -> bool:
-        """Make an entry the twin of one that is being computed, where there is one."""
-        leader = self._running.get(entry.prepared.identity)
-        if leader is None or entry.deadline <= self._clock():
-            return False
-        entry.state = EntryState.TAKEN
-        leader.twins.append(entry)
-        self.joined += 1
-        return True
+    def _start(self, work: Work, now: float) -> None:
+        """Take a Work for all its waiters that are not late."""
+        for waiter in work.waiters:
+            self._leave(waiter, WaiterState.TAKEN if waiter.deadline > now else WaiterState.DROPPED)
+        work.waiters = [waiter for waiter in work.waiters if waiter.state is WaiterState.TAKEN]
+        work.taken = True
 
 
-def _waits(entry: Entry) -> bool:
-    return entry.state is EntryState.WAITING
+def _waits(waiter: Waiter) -> bool:
+    return waiter.state is WaiterState.WAITING
 
 
-def _head(request: deque[Entry]) -> Entry | None:
-    """A request's first entry that waits still; those before it, gone, are forgotten."""
+def _head(request: deque[Waiter]) -> Waiter | None:
+    """A request's first waiter that waits still; the stale positions before it are removed."""
     while request and not _waits(request[0]):
         request.popleft()
     return request[0] if request else None

@@ -1,7 +1,7 @@
 """DeviceWorker: the thread that owns a device. It loads the model, takes batches, runs them and resolves their futures.
 
 It never dies silently. An error fails the inputs that fail alone and no other: a batch that raises, or runs out of memory, is
-halved and tried again. A device that is lost, or an error in the thread itself, is told to `on_death`, with all that it held.
+halved and tried again. `on_death` is called if the device is lost, or after an error in the thread itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,15 +19,16 @@ import numpy.typing as npt
 
 from models.base import DeviceLost, EmbeddingModel
 from scheduler.batch_queue import BatchQueue
-from scheduler.entry import Batch, BatchReport, Entry, Source, Vector
 from scheduler.errors import BatchFailed
+from scheduler.single_flight import SingleFlight
 from scheduler.vector_cache import VectorCache
+from scheduler.work import Batch, BatchReport, Source, Vector, Waiter, Work
 
 log = logging.getLogger(__name__)
 
+# A vector, float32 of shape (width,), and several, of shape (inputs, width).
+Row = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float32]
-# Entries that are through, with what came of each.
-Outcomes = Sequence[tuple[Entry, Vector | BatchFailed]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +40,43 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Computed:
+    """A batch that the device is done with. Each Work has a result, its row or its failure, and the time when that was there."""
+
+    batch: Batch
+    results: Sequence[tuple[Row | BatchFailed, float]]
+    taken_at: float
+    device_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Callbacks:
     """What the worker tells the event loop; each is called there, never in the worker's thread."""
 
     on_loaded: Callable[[Loaded], None]
     on_load_failed: Callable[[BaseException], None]
     on_batch: Callable[[BatchReport], None]
-    on_death: Callable[[BaseException, Sequence[Entry]], None]
+    on_death: Callable[[BaseException], None]
 
 
 class DeviceWorker:
-    """One dedicated thread. `load` runs in it, so that everything of the device belongs to one thread. `cache` gets what is
-    computed, on the event loop."""
+    """One dedicated thread. `load` runs in it, so that everything of the device belongs to one thread.
+
+    `in_flight` and `cache` are the event loop's: only what the worker calls there uses them.
+    """
 
     def __init__(
         self,
         load: Callable[[], EmbeddingModel],
         queue: BatchQueue,
+        in_flight: SingleFlight,
         cache: VectorCache,
         loop: asyncio.AbstractEventLoop,
         callbacks: Callbacks,
     ) -> None:
         self._load = load
         self._queue = queue
+        self._in_flight = in_flight
         self._cache = cache
         self._loop = loop
         self._callbacks = callbacks
@@ -78,7 +94,7 @@ class DeviceWorker:
         self._thread.join(timeout)
 
     def busy_seconds(self) -> float:
-        """How long the forward pass that is running has been running; 0 where none is."""
+        """Return for how long the current forward pass has been running; 0 if there is none."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -90,64 +106,51 @@ class DeviceWorker:
             self._tell(self._callbacks.on_load_failed, error)
             return
         self._tell(self._callbacks.on_loaded, loaded)
-        batch: Batch | None = None
         try:
             while batch := self._queue.next_batch():
                 self._run_batch(model, batch)
-                # An idle device keeps no inputs alive.
+                # An idle device keeps no inputs in memory.
                 batch = None
         except BaseException as error:
             log.critical("the device's thread ends: %s", error, exc_info=True)
-            self._queue.finish()
-            held = [entry for leader in (batch.entries if batch else ()) for entry in (leader, *leader.twins)]
-            self._tell(self._callbacks.on_death, error, held)
+            self._tell(self._callbacks.on_death, error)
 
     def _run_batch(self, model: EmbeddingModel, batch: Batch) -> None:
         taken_at = time.monotonic()
-        results: list[tuple[npt.NDArray[np.float32] | BatchFailed, float]] = []
-        for entries, result in self._embed(model, batch.entries):
+        results: list[tuple[Row | BatchFailed, float]] = []
+        for works, result in self._embed(model, batch.works):
             done_at = time.monotonic()
-            results += [(one, done_at) for one in ([result] * len(entries) if isinstance(result, BatchFailed) else result)]
-        self._queue.finish()
-        outcomes = [
-            (one, _outcome(one, one is not leader, result, taken_at, done_at))
-            for leader, (result, done_at) in zip(batch.entries, results, strict=True)
-            for one in (leader, *leader.twins)
-        ]
-        report = BatchReport(
-            size=len(batch.entries),
-            num_tokens=batch.num_tokens,
-            waits=[_waited(entry, taken_at) for entry, _ in outcomes],
-            device_seconds=time.monotonic() - taken_at,
-            failed=sum(isinstance(outcome, BatchFailed) for _, outcome in outcomes),
-        )
-        self._tell(self._resolve, outcomes, report)
+            results += [(one, done_at) for one in ([result] * len(works) if isinstance(result, BatchFailed) else result)]
+        self._tell(self._finish, Computed(batch, results, taken_at, time.monotonic() - taken_at))
 
-    def _embed(self, model: EmbeddingModel, entries: Sequence[Entry]) -> Iterator[tuple[Sequence[Entry], Rows | BatchFailed]]:
-        """Run entries, in halves where the whole fails; yields them in order, with their rows, or alone with their error."""
-        result = self._attempt(model, entries)
-        if len(entries) == 1 or not isinstance(result, BatchFailed):
-            yield entries, result
+    def _embed(self, model: EmbeddingModel, works: Sequence[Work]) -> Iterator[tuple[Sequence[Work], Rows | BatchFailed]]:
+        """Run works, in halves if they fail together. Yields them in order: each failed one alone, the others with their rows."""
+        result = self._attempt(model, works)
+        if len(works) == 1 or not isinstance(result, BatchFailed):
+            yield works, result
         else:
-            middle = len(entries) // 2
-            yield from self._embed(model, entries[:middle])
-            yield from self._embed(model, entries[middle:])
+            middle = len(works) // 2
+            yield from self._embed(model, works[:middle])
+            yield from self._embed(model, works[middle:])
 
-    def _attempt(self, model: EmbeddingModel, entries: Sequence[Entry]) -> Rows | BatchFailed:
-        """One forward pass: its rows, or its failure. Raises DeviceLost."""
+    def _attempt(self, model: EmbeddingModel, works: Sequence[Work]) -> Rows | BatchFailed:
+        """Run one forward pass; returns its rows, float32 of shape (len(works), width), or its failure. Raises DeviceLost."""
         self._busy_since = time.monotonic()
         try:
-            rows = model.embed([entry.prepared for entry in entries])
-            _check(rows, len(entries))
-            # A row goes to all callers of its input: what one does with it, the others must not see.
+            rows = model.embed([work.prepared for work in works])
+            _check(rows, len(works))
+            # A row goes to every waiter of its Work: what one does with it, the others must not see.
             rows = rows.view()
             rows.flags.writeable = False
             return rows
         except DeviceLost:
             raise
         except Exception as error:
-            alone = len(entries) == 1
-            log.warning("a batch of %d inputs failed: %s: %s", len(entries), type(error).__name__, error, exc_info=alone)
+            alone = len(works) == 1
+            told = ("a batch of %d inputs failed: %s: %s", len(works), type(error).__name__, error)
+            # One input that fails is logged under the id of its request.
+            context = works[0].waiters[0].context if alone and works[0].waiters else copy_context()
+            context.run(log.warning, *told, exc_info=alone)
             # Without tracebacks, its own or a chained error's: they would hold the batch's tensors while the halves are tried.
             error.__cause__ = error.__context__ = None
             failed = BatchFailed("the model could not embed this input")
@@ -156,18 +159,41 @@ class DeviceWorker:
         finally:
             self._busy_since = None
 
-    def _resolve(self, outcomes: Outcomes, report: BatchReport) -> None:
-        """On the loop: all futures of a batch in one wake-up."""
-        for entry, outcome in outcomes:
-            if isinstance(outcome, Vector) and outcome.source is Source.COMPUTED:
-                self._cache.put(entry.prepared.identity, outcome.row)
-            if entry.future.done():
+    def _finish(self, computed: Computed) -> None:
+        """Resolve all futures of a batch in one wake-up, and report it. Called on the event loop."""
+        try:
+            report = self._resolve(computed)
+        except Exception as error:
+            # Those whose futures are still open would wait for good.
+            log.critical("the results of a batch are lost: %s", error, exc_info=True)
+            self._callbacks.on_death(error)
+        else:
+            self._callbacks.on_batch(report)
+
+    def _resolve(self, computed: Computed) -> BatchReport:
+        batch, taken_at = computed.batch, computed.taken_at
+        outcomes: list[tuple[Waiter, Vector | BatchFailed]] = []
+        for work, (result, done_at) in zip(batch.works, computed.results, strict=True):
+            for waiter in work.waiters:
+                source = Source.IN_FLIGHT if waiter is not work.waiters[0] else Source.COMPUTED
+                outcomes.append((waiter, _outcome(waiter, source, result, taken_at, done_at)))
+            if not isinstance(result, BatchFailed):
+                self._cache.put(work.content_hash, result)
+        for waiter, outcome in outcomes:
+            if waiter.future.done():
                 continue
             if isinstance(outcome, BatchFailed):
-                entry.future.set_exception(outcome)
+                waiter.future.set_exception(outcome)
             else:
-                entry.future.set_result(outcome)
-        self._callbacks.on_batch(report)
+                waiter.future.set_result(outcome)
+        self._in_flight.finish(batch.works)
+        return BatchReport(
+            size=len(batch.works),
+            num_tokens=batch.num_tokens,
+            waits=[_waited(waiter, taken_at) for waiter, _ in outcomes],
+            device_seconds=computed.device_seconds,
+            failed=sum(isinstance(outcome, BatchFailed) for _, outcome in outcomes),
+        )
 
     def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
         try:
@@ -176,29 +202,24 @@ class DeviceWorker:
             log.warning("the event loop has closed; a result of the device's thread is lost")
 
 
-def _outcome(
-    entry: Entry, is_twin: bool, result: npt.NDArray[np.float32] | BatchFailed, taken_at: float, done_at: float
-) -> Vector | BatchFailed:
-    """What an entry gets of its batch's result for its input. A twin gets an error of its own: raising one changes it."""
-    if not isinstance(result, BatchFailed):
-        source = Source.IN_FLIGHT if is_twin else Source.COMPUTED
-        # A twin may have come when its leader's part of the batch was done.
-        device_seconds = max(0.0, done_at - max(taken_at, entry.enqueued_at))
-        return Vector(result, _waited(entry, taken_at), device_seconds, source)
-    if not is_twin:
-        return result
-    failed = BatchFailed(*result.args)
-    failed.__cause__ = result.__cause__
-    return failed
+def _outcome(waiter: Waiter, source: Source, result: Row | BatchFailed, taken_at: float, done_at: float) -> Vector | BatchFailed:
+    """Return what a waiter gets of its Work's result: the vector, or an error of its own, since raising one changes it."""
+    if isinstance(result, BatchFailed):
+        failed = BatchFailed(*result.args)
+        failed.__cause__ = result.__cause__
+        return failed
+    # A waiter may have come when its part of the batch was done.
+    device_seconds = max(0.0, done_at - max(taken_at, waiter.enqueued_at))
+    return Vector(result, _waited(waiter, taken_at), device_seconds, source)
 
 
-def _waited(entry: Entry, taken_at: float) -> float:
-    """Seconds; 0 for one that came while its twin was being computed."""
-    return max(0.0, taken_at - entry.enqueued_at)
+def _waited(waiter: Waiter, taken_at: float) -> float:
+    """Return the seconds until a waiter's Work was taken; 0 if the waiter came after that."""
+    return max(0.0, taken_at - waiter.enqueued_at)
 
 
 def _check(rows: Rows, count: int) -> None:
-    """As many vectors as inputs, all of them finite and of length 1: a wrong vector must never leave. Raises ValueError."""
+    """Raise ValueError unless there are `count` vectors, all finite and of length 1: a wrong vector must never leave."""
     if len(rows) != count:
         raise ValueError(f"{len(rows)} vectors for {count} inputs")
     if not np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-2):

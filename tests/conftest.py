@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +17,15 @@ from aiohttp import web
 
 from app.http.keys import SCHEDULER
 from app.http.server import bind, listen
+from app.logs import RequestIdFilter
 from app.main import create_app
 from app.settings import ApiKey, Settings
 from models.base import LoadedModel
 from scheduler.scheduler import State
+from tests.support import forkserver, recorded
 from tests.support.fakes import FakeModel
+from tests.support.hosts import Process, process
+from tests.support.paths import CHECKPOINT
 
 # By default a property may take 200 ms: so may a machine that is busy with something else.
 hypothesis.settings.register_profile("any-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -114,6 +120,18 @@ class Clock:
 
 
 @pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """pytest's own, whose records have the request's id as those of a server do."""
+    caplog.handler.addFilter(RequestIdFilter())
+    return caplog
+
+
+def records_of(caplog: pytest.LogCaptureFixture, request_id: str) -> list[logging.LogRecord]:
+    """What was logged for a request."""
+    return [record for record in caplog.records if vars(record)["request_id"] == request_id]
+
+
+@pytest.fixture
 async def clock() -> Clock:
     return Clock()
 
@@ -124,6 +142,16 @@ async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < ends
         await asyncio.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def real_server() -> Iterator[Process]:
+    """`python -m app` on the miniature checkpoint, ready, with the key KEY: one for all tests that only ask it."""
+    with process("app", API_KEY=f"test:{KEY}", MODEL_PATH=str(CHECKPOINT), DEVICE="cpu") as running:
+        running.until_status("ok")
+        yield running
+        running.popen.terminate()
+        assert running.wait() == 0
 
 
 @pytest.fixture
@@ -139,6 +167,33 @@ async def client(serve: Serve, fake: FakeModel) -> Client:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fail-on-skip", action="store_true", help="a skipped test fails the run")
+    parser.addoption("--library", choices=recorded.SOURCES, default="recorded", help="where other libraries' answers come from")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One fork server for the run: this process's, or that of the process whose worker this is."""
+    # What is imported stays: the collector does not look at it, neither while it comes nor in tests that ask for a collection.
+    gc.disable()
+    recorded.SENTENCE_TRANSFORMERS.source = config.getoption("--library")
+    config.add_cleanup(recorded.SENTENCE_TRANSFORMERS.save)
+    if (given := getattr(config, "workerinput", None)) is not None:
+        forkserver.find_server = lambda: given["forkserver"]
+        return
+    server = forkserver.ForkServer()
+    forkserver.find_server = server.address
+    config.add_cleanup(server.close)
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    assert forkserver.find_server is not None
+    node.workerinput["forkserver"] = forkserver.find_server()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -8,7 +8,7 @@ import importlib
 
 import pytest
 
-from app.errors import TABLE, InputError
+from app.errors import TABLE
 from tests.support.modules import MODULES, tree
 
 
@@ -41,7 +41,7 @@ NEVER_AT_THE_EDGE = {
     "BadRow": "a row of its input",
     "LineTooLong": "a row of its input",
     "Away": "it waits",
-    "InputError": "unwrapped: its cause has the row",
+    "Refused": "its refusal has the row",
 }
 
 
@@ -58,5 +58,4 @@ def test_the_list_of_exceptions_is_up_to_date() -> None:
     found = exceptions()
     assert set(NEVER_AT_THE_EDGE) <= set(found)
     assert {kind.__name__ for kind in TABLE} - {"Exception"} <= set(found)
-    assert InputError.__name__ in found
     assert {"Overloaded", "InputTooLong", "BodyTimeout", "ImageInvalid", "ModelNotFound"} <= set(found)

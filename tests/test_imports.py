@@ -15,21 +15,22 @@ from tests.support.paths import ROOT
 ARROWS: dict[str, str] = {
     "app": "",
     "app.__main__": "app",
-    "app.main": "app.http app.engine app.lifecycle app.settings",
+    "app.main": "app.http app.dialects app.engine app.lifecycle app.settings",
     "app.settings": "",
     "app.process": "",
     "app.lifecycle": "scheduler.errors",
-    "app.errors": "app.dialects app.engine.memory app.media models.base scheduler.errors",
-    "app.http": "app app.dialects app.engine app.openapi app.settings app.lifecycle app.errors scheduler models.base",
+    "app.logs": "",
+    "app.errors": "app.dialects.contract app.engine app.media models.base scheduler.errors",
+    "app.http": "app app.logs app.dialects app.engine app.openapi app.settings app.lifecycle app.errors scheduler models.base",
     "app.dialects": "models.base",
-    "app.media": "app.dialects",
-    "app.engine": "app.dialects.request app.media app.settings app.process app.errors scheduler models.base models.vectors",
+    "app.media": "",
+    "app.engine": "app.dialects.contract app.media app.settings app.process scheduler models.base models.vectors",
     "app.engine.loading": "app.lifecycle app.settings models",
     "app.openapi": "app.dialects",
     "app.commands.configure": "",
     "app.commands.demo": "app.http app.main app.lifecycle app.settings scheduler",
     "app.commands.verify": "app.engine app.settings models.base",
-    "app.bulk": "app.dialects app.engine app.errors app.lifecycle app.process app.settings",
+    "app.bulk": "app.dialects app.engine app.errors app.lifecycle app.process app.settings models.base",
     "scheduler": "models.base",
     "models": "models",
     "models.base": "",
@@ -47,6 +48,7 @@ WEB = ("app.http", "app.main", "app.commands.demo")
 OWNED = {
     "prometheus_client": ("app.engine.metrics", "app.http"),
     "pyarrow": ("app.bulk",),
+    "tqdm": ("app.bulk",),
     "torch": ("models",),
     "transformers": ("models",),
     "huggingface_hub": ("models.checkpoints",),
@@ -98,7 +100,7 @@ def test_aiohttp_web_is_reached_by_the_edge_alone() -> None:
 
 
 def test_aiohttp_web_is_not_loaded_with_the_engine() -> None:
-    code = "import sys, app.engine.engine, app.bulk.run, app.dialects.request; print('aiohttp.web' in sys.modules)"
+    code = "import sys, app.engine.engine, app.bulk.run, app.dialects.registry; print('aiohttp.web' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -1,7 +1,7 @@
-"""The end of a run: its output is written beside its parts, moved to its place, and the parts go.
+"""The end of a run: writes the output beside the parts, moves it to its place, and removes the parts.
 
-Whenever it is cut off, the next run goes on: before finished.json is there it writes all anew, after that it moves what is not
-moved yet. OUTPUT itself is moved last, so that where it is there, all is.
+It may be cut off anywhere: before the journal is marked as written, the next run writes the output anew; after that, it moves
+what has not been moved yet. OUTPUT itself is moved last, so that everything is in its place if OUTPUT is.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 import orjson
 
 from app.bulk import durable
-from app.bulk.delimited import readable
+from app.bulk.delimited import without_surrogates
 from app.bulk.journal import Journal
-from app.bulk.outputs import WRITERS, ids_beside
+from app.bulk.outputs import WRITERS, ids_path
 
 
-def beside(output: Path, name: str) -> Path:
-    """A file that goes with the output."""
-    return output.with_name(f"{output.name}.{name}")
+def sibling(output: Path, suffix: str) -> Path:
+    """Return the path of a file that belongs to the output, OUTPUT.suffix."""
+    return output.with_name(f"{output.name}.{suffix}")
 
 
 def assemble(journal: Journal, check: Callable[[], None]) -> None:
-    """Write the output of a run that is complete. `check` is called for each part, and may raise."""
+    """Write the output of an embedded run into the journal's folder. `check` is called for each part, and may raise."""
     manifest, output = journal.manifest(), journal.output
     assert manifest is not None
     parts = journal.parts()
-    rows = parts[-1].past if parts else 0
+    rows = parts[-1].end if parts else 0
     model = manifest["model"]
     summary = {
         **{key: model[key] for key in ("name", "fingerprint", "dimension")},
@@ -39,39 +39,39 @@ def assemble(journal: Journal, check: Callable[[], None]) -> None:
         "options": manifest["options"],
     }
     WRITERS[output.suffix.lower()](journal.folder / output.name, parts, model["dimension"], labels(manifest), check)
-    durable.write(beside(journal.folder / output.name, "meta.json"), orjson.dumps(summary, option=orjson.OPT_INDENT_2))
-    files = [readable(name) for name in companions(output) if source_of(journal, name).exists()]
+    durable.write(sibling(journal.folder / output.name, "meta.json"), orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+    files = [without_surrogates(name) for name in file_names(output) if source_of(journal, name).exists()]
     asked = {key: manifest[key] for key in ("version", "input", "options")}
-    journal.finish({"summary": summary, "files": files, "asked": asked})
+    journal.mark_written({"summary": summary, "files": files, "asked": asked})
 
 
 def publish(journal: Journal) -> dict[str, Any]:
-    """Move the output, and what goes with it, to its place; the parts go. Returns the summary."""
-    finished, output = journal.finished(), journal.output
-    assert finished is not None
-    for name in companions(output):
+    """Move the output and its siblings to their place, and remove the journal. Returns the summary."""
+    result, output = journal.result(), journal.output
+    assert result is not None
+    for name in file_names(output):
         target, source = output.with_name(name), source_of(journal, name)
-        if readable(name) not in finished["files"]:
-            target.unlink(missing_ok=True)  # an earlier output's
+        if without_surrogates(name) not in result["files"]:
+            target.unlink(missing_ok=True)  # it belonged to an earlier output
         elif source.exists():
             durable.move(source, target)
     journal.remove()
-    summary: dict[str, Any] = finished["summary"]
+    summary: dict[str, Any] = result["summary"]
     return summary
 
 
-def companions(output: Path) -> list[str]:
-    """Names of all that there may be, in the order in which they are moved."""
-    return [beside(output, "bad.jsonl").name, ids_beside(output).name, beside(output, "meta.json").name, output.name]
+def file_names(output: Path) -> list[str]:
+    """Return the names of all files that an output may consist of, in the order in which they are moved."""
+    return [sibling(output, "bad.jsonl").name, ids_path(output).name, sibling(output, "meta.json").name, output.name]
 
 
 def source_of(journal: Journal, name: str) -> Path:
-    """Where a file lies before it is moved."""
-    return journal.bad_rows if name == beside(journal.output, "bad.jsonl").name else journal.folder / name
+    """Return where a file of the output is before it is moved."""
+    return journal.bad_rows if name == sibling(journal.output, "bad.jsonl").name else journal.folder / name
 
 
 def labels(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """What a reader of the vectors has to know to compare them with others, as text."""
+    """Return what decides whether two outputs can be compared, as text for the metadata of a schema."""
     model, options = manifest["model"], manifest["options"]
     known = {"model": model["name"], "fingerprint": model["fingerprint"], "instruction": options["instruction"]}
     return {key: value for key, value in known.items() if value is not None} | {"dimension": str(model["dimension"])}

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the power fails: written beside their place, synced, renamed, synced."""
+"""Files that are complete or absent whenever the power fails: written under a temporary name, synced, renamed, synced again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO
 
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which takes its place at `path` once the context has been left without an error."""
+    """Open a file to write; it is renamed to `path` when the context is left without an error."""
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as file:
         yield file
@@ -21,19 +21,19 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """A small file."""
+    """Write a small file, whole or not at all."""
     with new_file(path) as file:
         file.write(data)
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename, over what is there."""
+    """Rename `source` to `target`, replacing a file that is there."""
     os.replace(source, target)
     sync_folder(target.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """What came, went or was renamed in a folder stays so."""
+    """Sync a folder, so that what was created, removed or renamed in it survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""How a run of `python -m app embed` ends: its exit codes, and the one exception that ends it early."""
+"""The ways in which a run of `python -m app embed` ends: its exit codes, and the one exception that ends it early."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from enum import IntEnum
 
 
 class Ending(IntEnum):
-    """Exit codes. 0 to 3 mean what they mean for the service; 128 and a signal's number is a run that was asked to stop."""
+    """The exit codes of a run. 0 to 3 mean the same as for the service; 128 plus a signal's number is a run that a signal
+    stopped."""
 
     COMPLETE = 0
     START_FAILED = 1
@@ -17,7 +18,7 @@ class Ending(IntEnum):
 
 
 class Stopped(Exception):
-    """The run ends here, with one line that says why. What was committed stays."""
+    """Raised to end the run with exit code `code`. The message is the reason; what was committed stays."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -25,5 +26,5 @@ class Stopped(Exception):
 
 
 def refused(message: str) -> Stopped:
-    """Something that was asked for cannot be: it has to be changed before the command is of any use."""
+    """Return a Stopped for a command that cannot succeed unless its options, its input or its settings are changed."""
     return Stopped(message, Ending.REFUSED)

@@ -1,5 +1,5 @@
-"""A folder of images: every file with a suffix of an image, in order of its path. The listing is a file, for there may be
-millions of them: it is sorted in runs that are merged."""
+"""A folder of images: every file whose suffix is that of an image, sorted by path. The listing is kept in a file and sorted
+externally, since a folder may hold millions of images."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from typing import IO, Any
 
 import orjson
 
-from app.bulk.delimited import readable
+from app.bulk.delimited import without_surrogates
 from app.bulk.ending import refused
 from app.bulk.items import ImageFiles
 from app.bulk.lines import Lines
-from app.bulk.rows import BadRow, Cursor, Row
+from app.bulk.rows import BadRow, BulkRow, Cursor
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-_ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
-_RUN = 100_000
-# No path is longer on Linux; an escaped one is at most twice that.
-_LONGEST_PATH = 2 * 4096 + 64
+_SUFFIX_BYTES = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
+# So many lines are sorted in memory at a time.
+_RUN_LINES = 100_000
+# Linux allows 4096 bytes; escaping doubles them at most.
+_MAX_PATH_BYTES = 2 * 4096 + 64
 
 
 class Folder:
-    """A Source. `listing` is where the paths are kept, a line each; `Cursor.at` is a byte of it. `check` is called for each
-    folder, and may raise."""
+    """A Source of the images in a folder and its subfolders. `listing` is the file to write their paths to, a line each;
+    `Cursor.at` is a byte of it. `check` is called for each folder, and may raise. Raises Stopped if a folder cannot be read."""
 
     def __init__(self, path: Path, listing: Path, files: ImageFiles, check: Callable[[], None]) -> None:
         self._listing = listing
@@ -41,9 +42,9 @@ class Folder:
         count = ignored = 0
         with ExitStack() as runs, listing.open("wb") as file:
             sorter = _Sorter(runs, listing.parent)
-            for name, stamp in _walked(os.fsencode(path), check):
-                if name.lower().endswith(_ENDINGS):
-                    sorter.add(_escaped(name) + b"\0" + stamp + b"\n")
+            for name, stamp in _walk(os.fsencode(path), check):
+                if name.lower().endswith(_SUFFIX_BYTES):
+                    sorter.add(_escape(name) + b"\0" + stamp + b"\n")
                 else:
                     ignored += 1
             for line in sorter.merged():
@@ -61,25 +62,25 @@ class Folder:
         return {"images": self._count, "sha256": self._digest}
 
     def has_changed(self) -> bool:
-        """A file that comes or goes meanwhile changes nothing: the listing is what is read."""
+        """Return False: the rows come from the listing, which files that are added or removed later do not change."""
         return False
 
-    def rows(self, cursor: Cursor) -> Iterator[Row]:
+    def rows(self, cursor: Cursor) -> Iterator[BulkRow]:
         number = cursor.row
-        with Lines(self._listing, _LONGEST_PATH, cursor.at, is_text=False) as lines:
+        with Lines(self._listing, _MAX_PATH_BYTES, cursor.at, is_text=False) as lines:
             for line in lines:
-                name = _unescaped(line.removesuffix(b"\n"))
+                name = _unescape(line.removesuffix(b"\n"))
                 item, fault = None, None
                 try:
                     item = orjson.dumps({"image": self._files.read(os.fsdecode(name))})
                 except BadRow as error:
                     fault = error.fault
-                yield Row(number, readable(os.fsdecode(name)), item, fault, Cursor(number + 1, lines.at))
+                yield BulkRow(number, without_surrogates(os.fsdecode(name)), item, fault, Cursor(number + 1, lines.offset))
                 number += 1
 
 
 class _Sorter:
-    """Sorts lines without holding them: runs on disk, merged."""
+    """An external merge sort of lines: sorted runs in temporary files of `folder`, merged at the end."""
 
     def __init__(self, files: ExitStack, folder: Path) -> None:
         self._files = files
@@ -89,7 +90,7 @@ class _Sorter:
 
     def add(self, line: bytes) -> None:
         self._run.append(line)
-        if len(self._run) == _RUN:
+        if len(self._run) == _RUN_LINES:
             file = self._files.enter_context(tempfile.TemporaryFile(dir=self._folder, prefix="listing"))  # noqa: SIM115 - it is
             file.writelines(sorted(self._run))
             file.seek(0)
@@ -100,9 +101,9 @@ class _Sorter:
         return heapq.merge(*self._runs, sorted(self._run))
 
 
-def _walked(root: bytes, check: Callable[[], None]) -> Iterator[tuple[bytes, bytes]]:
-    """Every file below `root`, its path from there, and its size and time. Names that begin with a dot are passed over; links to
-    folders are not followed, for they may lead in circles. Raises Stopped."""
+def _walk(root: bytes, check: Callable[[], None]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield every file below `root`: its path from there, and its size and modification time as bytes. Skips names that begin
+    with a dot, and links to folders, which may form a cycle. Raises Stopped."""
     folders = [b""]
     while folders:
         check()
@@ -123,7 +124,7 @@ def _walked(root: bytes, check: Callable[[], None]) -> Iterator[tuple[bytes, byt
 
 
 def _is_file(entry: os.DirEntry[bytes]) -> bool:
-    """A link that leads nowhere, or in a circle, is none."""
+    """Return whether an entry is a file. A dangling or a circular link is not."""
     try:
         return entry.is_file()
     except OSError:
@@ -132,9 +133,10 @@ def _is_file(entry: os.DirEntry[bytes]) -> bool:
         raise
 
 
-def _escaped(name: bytes) -> bytes:
+def _escape(name: bytes) -> bytes:
+    """Escape a path so that it takes one line."""
     return name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
 
 
-def _unescaped(line: bytes) -> bytes:
+def _unescape(line: bytes) -> bytes:
     return b"\\".join(piece.replace(b"\\n", b"\n") for piece in line.split(b"\\\\"))

@@ -1,5 +1,5 @@
-"""The transport without HTTP: the engine of the service in this process. Bodies are parsed, prepared, batched and refused as the
-service does it, by the same code."""
+"""The transport without HTTP: the service's engine in this process. The same code parses, prepares, batches and refuses bodies as
+in the service."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 from app.bulk.embedder import Answer, Problem
 from app.bulk.ending import Stopped
-from app.dialects import request as dialects
+from app.dialects.openai import error_detail, parse
 from app.engine.engine import Engine, LoadModel
 from app.engine.loading import end_on_failure, load_configured_model
 from app.engine.service import EmbeddingService
-from app.errors import BodyTooLarge, error_object, spec_for
+from app.errors import BodyTooLarge, failure_of
 from app.lifecycle import Lifecycle
 from app.settings import Settings
+from models.base import Refusal
 
 log = logging.getLogger(__name__)
 
 
 class InProcess:
-    """A Transport to an engine that runs."""
+    """A Transport to a running engine of this process."""
 
     name = "the model"
 
@@ -40,26 +40,26 @@ class InProcess:
             if len(body) > (most := engine.settings.max_request_bytes):
                 raise BodyTooLarge(f"the body is larger than the limit of {most:,} bytes")
             with engine.memory.share() as memory:
-                request = await service.off_loop(dialects.parse, body, engine.request_limits())
+                request = await engine.bodies.run(True, parse, body, engine.request_limits())
                 memory.add(request.num_bytes)
                 # Nobody waits for an answer who could go: there is no deadline, and a device that stalls is noticed.
                 outcome = await service.embed(request, math.inf, memory)
         except Exception as error:
             self._check_alive()
-            return Answer(_status(error), problem=_problem(error))
-        rows = [_problem(row) if isinstance(row, Exception) else row for row in outcome.rows]
+            return Answer(failure_of(error).status, problem=_problem(error))
+        rows = [_problem(row) if isinstance(row, Refusal) else row for row in outcome.rows]
         self._check_alive()
         return Answer(200, rows, fingerprint=engine.fingerprint, model=engine.settings.model_name)
 
     def _check_alive(self) -> None:
-        """Raises Stopped where the device has failed: whatever else failed, failed with it."""
+        """Raise Stopped if the device has failed, which is then the cause of any other error."""
         if self._lifecycle.has_ended:
             raise Stopped("the device has failed", self._lifecycle.exit_code)
 
 
 @asynccontextmanager
 async def in_process(settings: Settings, load_model: LoadModel | None = None) -> AsyncIterator[InProcess]:
-    """An engine with its model loaded, until the context is left. Raises Stopped where it cannot be loaded."""
+    """Run an engine until the context is left. Raises Stopped if its model cannot be loaded."""
     lifecycle, loaded = Lifecycle(), asyncio.Event()
     engine = Engine(
         settings,
@@ -79,12 +79,9 @@ async def in_process(settings: Settings, load_model: LoadModel | None = None) ->
         yield InProcess(engine, service, lifecycle)
 
 
-def _status(error: Exception) -> int:
-    return spec_for(error).status
-
-
-def _problem(error: Exception) -> Problem:
-    if _status(error) == 500:
-        log.error("an input failed", exc_info=error)
-    told: dict[str, Any] = error_object(error)
-    return Problem(told["message"], told["type"], told["param"], getattr(error, "retry_after", None))
+def _problem(error: Exception | Refusal) -> Problem:
+    failure = failure_of(error)
+    if failure.status == 500 and isinstance(error, Exception):
+        log.error("a request failed", exc_info=error)
+    told = error_detail(failure)
+    return Problem(told.message, told.type, told.param, getattr(error, "retry_after", None))

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM ask a run to stop; the second one ends it."""
+"""Signals: the first SIGINT or SIGTERM asks a run to stop, a second one ends the process at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Interruption:
-    """For the running event loop."""
+    """Turns SIGINT and SIGTERM into Stopped, on the running event loop."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -27,20 +27,20 @@ class Interruption:
             os._exit(128 + number)
         self._signal.set_result(number)
 
-    async def unless_asked(self, work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
-        """The result of some work. Raises Stopped as soon as a signal asks for the end; the work is cancelled then."""
+    async def unless_stopped(self, work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
+        """Return the result of `work`. Raises Stopped as soon as a signal comes, after cancelling the work."""
         task = asyncio.ensure_future(work)
-        both: set[asyncio.Future[Any]] = {task, self._signal}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        first: set[asyncio.Future[Any]] = {task, self._signal}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         self.check()
-        raise AssertionError("neither done nor asked to stop")
+        raise AssertionError("the work is not done, and no signal came")
 
     def check(self) -> None:
-        """Raises Stopped where a signal has asked for the end. In any thread."""
+        """Raise Stopped if a signal has come. Safe in any thread."""
         if not self._signal.done():
             return
         number = self._signal.result()

@@ -1,16 +1,18 @@
-"""The journal of a run: the folder OUTPUT.parts, where what is done is committed part by part, and nothing else is kept.
+"""The journal of a run: the folder OUTPUT.parts, to which rows are committed part by part until the output is written.
 
-A part is one file with the vectors of rows that follow each other, and the place in the input after them. It is there whole or
-not at all, so the last part's end is where the run goes on. In it lie:
+A part is a file with the vectors of consecutive rows, and the position in the input after them. It is complete or absent, so a
+run is resumed from the end of the last part. The folder has:
 
-    lock             held by the process that works here
+    lock             held by the process that works on the run
     manifest.json    input, options and model: written before the first part, never changed
     listing          the paths of a folder of images
-    part-FIRST-NEXT.arrow
-    bad.jsonl        the bad rows so far; lines beyond the last part are dropped when the run goes on. Where OUTPUT is called
+    part-FIRST-END.arrow
+    bad.jsonl        the bad rows so far; lines beyond the last part are dropped when the run is resumed. If OUTPUT is called
                      bad.jsonl, this is bad.ndjson.
-    complete.json    there are no more rows
-    finished.json    the output is written, beside this file; what is left is to move it to its place
+    complete.json    written when every row is committed
+    finished.json    written when the output is, into this folder; it only has to be moved to its place
+
+A run passes three states, each marked by a file: begun (manifest.json), embedded (complete.json), written (finished.json).
 """
 
 from __future__ import annotations
@@ -24,33 +26,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from app.bulk import durable
 from app.bulk.ending import Stopped, refused
-from app.bulk.rows import Cursor, Fault, Id, Row
+from app.bulk.rows import BulkRow, Cursor, Fault, Id, Vector
 
-_PART = re.compile(r"part-(\d+)-(\d+)\.arrow")
-_NAMES = frozenset({"lock", "manifest.json", "bad.jsonl", "bad.ndjson", "complete.json", "finished.json"})
+_PART_NAME = re.compile(r"part-(\d+)-(\d+)\.arrow")
+_FILE_NAMES = frozenset({"lock", "manifest.json", "bad.jsonl", "bad.ndjson", "complete.json", "finished.json"})
 _COLUMNS = ["id", "good", "embedding"]
-_INT64 = range(-(1 << 63), 1 << 63)
-
-Vector = npt.NDArray[np.float32]
+_INT64_RANGE = range(-(1 << 63), 1 << 63)
 
 
 class Part(NamedTuple):
-    """A committed part: rows first .. past - 1."""
+    """A committed part: rows first .. end - 1."""
 
     path: Path
     first: int
-    past: int
+    end: int
 
 
 class Journal:
-    """`output` is the file that the run makes. All is for who holds the lock."""
+    """The journal of the run that makes `output`. All but `locked` is for the process that holds the lock."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -59,23 +58,24 @@ class Journal:
         self.bad_rows = self.folder / ("bad.ndjson" if output.name == "bad.jsonl" else "bad.jsonl")
         self.listing = self.folder / "listing"
         self.manifest_file = self.folder / "manifest.json"
-        self._complete = self.folder / "complete.json"
-        self._finished = self.folder / "finished.json"
-        self._lock = self.folder / "lock"
+        self._embedded_file = self.folder / "complete.json"
+        self._result_file = self.folder / "finished.json"
+        self._lock_file = self.folder / "lock"
         self.cursor = Cursor()
         self.vectors = 0
         self._removed = False
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder. Where no run has begun it is gone afterwards. Raises Stopped where another process has it."""
+        """Hold the lock, and make the folder. On leaving, the folder is removed if no run has begun. Raises Stopped if another
+        process holds the lock, or if the folder has files of others."""
         try:
             self.folder.mkdir(exist_ok=True)
             if foreign := next((name for name in os.listdir(self.folder) if not self._is_own(name)), None):
                 raise refused(
                     f"{self.folder} holds {foreign!r}, which is of no run of this command: move it, or choose another OUTPUT"
                 )
-            lock = FileLock(self._lock)
+            lock = FileLock(self._lock_file)
             lock.acquire(timeout=0)
         except Timeout:
             raise refused(f"another process is writing {self.output}") from None
@@ -84,64 +84,67 @@ class Journal:
         try:
             yield
         finally:
-            # Before the lock is given up: who comes next has a folder of its own.
+            # While the lock is still held, so that the next process to take one has a folder of its own.
             if not self._removed and not self.has_begun():
                 self.remove()
             lock.release()
 
-    # What there is
+    # The state of the run
 
     def has_begun(self) -> bool:
-        return self.manifest_file.exists() or self._finished.exists()
+        """Return whether there is a run to resume, or whose output is left to move."""
+        return self.manifest_file.exists() or self._result_file.exists()
 
-    def rows_kept(self) -> int:
-        """How many rows are committed, as the names of the parts tell."""
-        found = (_PART.fullmatch(name) for name in os.listdir(self.folder))
-        return max((int(match[2]) for match in found if match), default=0)
+    def has_progress(self) -> bool:
+        """Return whether a row is committed, or the input was found to have none."""
+        return self.rows_committed() > 0 or self.is_embedded()
 
-    def has_work(self) -> bool:
-        """Whether a run has come to anything: to a row, or to the end of an input without any."""
-        return self.rows_kept() > 0 or self.complete()
+    def is_embedded(self) -> bool:
+        """Return whether every row is committed."""
+        return self._embedded_file.exists()
 
     def manifest(self) -> dict[str, Any] | None:
+        """Return what `begin` has written, None if no run has begun. Raises Stopped if it is damaged."""
         return _read(self.manifest_file)
 
-    def complete(self) -> bool:
-        return self._complete.exists()
+    def result(self) -> dict[str, Any] | None:
+        """Return what `mark_written` has written, None before that. Raises Stopped if it is damaged."""
+        return _read(self._result_file)
 
-    def finished(self) -> dict[str, Any] | None:
-        """The summary of a run whose output is written."""
-        return _read(self._finished)
+    def rows_committed(self) -> int:
+        """Return how many rows are committed, by the names of the parts."""
+        found = (_PART_NAME.fullmatch(name) for name in os.listdir(self.folder))
+        return max((int(match[2]) for match in found if match), default=0)
 
     def parts(self) -> list[Part]:
-        """All of them, in order. Raises Stopped where one is missing."""
+        """Return the parts in order. Raises Stopped if one is missing."""
         found = []
         for name in os.listdir(self.folder):
-            if match := _PART.fullmatch(name):
+            if match := _PART_NAME.fullmatch(name):
                 found.append(Part(self.folder / name, int(match[1]), int(match[2])))
         found.sort(key=lambda part: part.first)
-        if any(part.first != past for part, past in zip(found, [0, *(part.past for part in found)], strict=False)):
+        if any(part.first != end for part, end in zip(found, [0, *(part.end for part in found)], strict=False)):
             raise refused(f"{self.folder} lacks a part; --restart begins anew")
         return found
 
+    # From one state to the next
+
+    def begin(self, manifest: Mapping[str, Any]) -> None:
+        """Discard an earlier run, and begin a new one."""
+        self.clear()
+        durable.write(self.manifest_file, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
+
     def resume(self) -> None:
-        """Take up where the last part ends: `cursor`, and `vectors` so far. Raises Stopped."""
+        """Set `cursor` and `vectors` to the end of the last part. Raises Stopped if anything is missing or damaged."""
         parts = self.parts()
         self.cursor, self.vectors = _end_of(parts[-1].path) if parts else (Cursor(), 0)
-        if (end := _read(self._complete)) is not None and end.get("rows") != self.cursor.row:
+        if (embedded := _read(self._embedded_file)) is not None and embedded.get("rows") != self.cursor.row:
             raise refused(f"{self.folder} lacks its last part; --restart begins anew")
         if self._drop_bad_rows(self.cursor.row) != self.cursor.row - self.vectors:
             raise refused(f"{self.bad_rows} lacks rows, or is damaged; --restart begins anew")
 
-    # What is added
-
-    def begin(self, manifest: Mapping[str, Any]) -> None:
-        """A new run."""
-        self.clear()
-        durable.write(self.manifest_file, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
-
-    def commit(self, rows: Sequence[tuple[Row, Vector | Fault]], dimension: int) -> None:
-        """Rows that follow each other, from the cursor on: once this returns they are done, whatever happens."""
+    def commit(self, rows: Sequence[tuple[BulkRow, Vector | Fault]], dimension: int) -> None:
+        """Write the next rows, from the cursor on, as a part. When this returns, they outlast a kill or a power failure."""
         bad = [(row, answer) for row, answer in rows if isinstance(answer, Fault)]
         if bad:
             with self.bad_rows.open("ab") as file:
@@ -158,66 +161,65 @@ class Journal:
             writer.write_table(table)
         self.cursor, self.vectors = cursor, vectors
 
-    def end(self) -> None:
-        """There are no more rows."""
-        durable.write(self._complete, orjson.dumps({"rows": self.cursor.row}))
+    def mark_embedded(self) -> None:
+        """Mark every row of the input as committed."""
+        durable.write(self._embedded_file, orjson.dumps({"rows": self.cursor.row}))
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """The output is written."""
-        durable.write(self._finished, orjson.dumps(summary))
-
-    # What goes
+    def mark_written(self, result: Mapping[str, Any]) -> None:
+        """Mark the output as written to this folder. `result` is what is needed to move it to its place."""
+        durable.write(self._result_file, orjson.dumps(result))
 
     def clear(self) -> None:
-        """Forget what was done. What says that there is something goes first."""
-        for path in (self._finished, self._complete, self.manifest_file):
+        """Discard the run, but keep the folder. The files that mark its state go first, so that no half of it is resumed."""
+        for path in (self._result_file, self._embedded_file, self.manifest_file):
             path.unlink(missing_ok=True)
         durable.sync_folder(self.folder)
-        self._unlink_but({self._lock, self.listing})
+        self._unlink_all_but({self._lock_file, self.listing})
         self.cursor, self.vectors = Cursor(), 0
 
     def remove(self) -> None:
-        """The folder, and what says that it is finished last."""
-        self._unlink_but({self._finished, self._lock})
+        """Remove the folder. The file that marks the output as written goes last, so that a removal that is cut off is
+        resumed."""
+        self._unlink_all_but({self._result_file, self._lock_file})
         durable.sync_folder(self.folder)
         self._removed = True
-        self._finished.unlink(missing_ok=True)
-        self._lock.unlink(missing_ok=True)
+        self._result_file.unlink(missing_ok=True)
+        self._lock_file.unlink(missing_ok=True)
         try:
             self.folder.rmdir()
         except OSError:
-            return  # somebody waits for the lock, in a file of its own
+            return  # another process waits for the lock, with a lock file of its own
         durable.sync_folder(self.folder.parent)
 
-    def _unlink_but(self, kept: set[Path]) -> None:
+    def _unlink_all_but(self, kept: set[Path]) -> None:
         for name in os.listdir(self.folder):
             if (path := self.folder / name) not in kept and self._is_own(name):
                 path.unlink()
 
     def _is_own(self, name: str) -> bool:
-        """Whether a run puts a file of that name into the folder: nothing else is ever removed from it."""
+        """Return whether a run writes a file of this name. No other file is ever removed."""
         name = name.removesuffix(".tmp")
-        return name in _NAMES or name.startswith((".", "listing", self.output.name)) or bool(_PART.fullmatch(name))
+        return name in _FILE_NAMES or name.startswith((".", "listing", self.output.name)) or bool(_PART_NAME.fullmatch(name))
 
-    def _drop_bad_rows(self, past: int) -> int:
-        """Bad rows from `past` on were written by a commit that did not come to its end: they come again. So do lines that the
-        failing of the power has torn. How many are left."""
+    def _drop_bad_rows(self, end: int) -> int:
+        """Remove the bad rows from row `end` on, which belong to a commit that was cut off and will be written again, and lines
+        that a power failure has torn. Returns how many bad rows are left."""
         if not self.bad_rows.exists():
             return 0
-        keep = count = 0
+        num_bytes = count = 0
         with self.bad_rows.open("r+b") as file:
             for line in file:
-                if not line.endswith(b"\n") or (row := _row_of(line)) is None or row >= past:
+                if not line.endswith(b"\n") or (row := _row_number(line)) is None or row >= end:
                     break
-                keep += len(line)
+                num_bytes += len(line)
                 count += 1
-            file.truncate(keep)
+            file.truncate(num_bytes)
             os.fsync(file.fileno())
         return count
 
 
 def open_part(path: Path) -> pa.ipc.RecordBatchFileReader:
-    """A part's columns: `id`, `good`, `embedding`. Raises Stopped."""
+    """Open a part, whose columns are `id`, `good` and `embedding`. Raises Stopped if it is damaged."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(os.fsencode(path)))
         names = reader.schema.names
@@ -229,14 +231,14 @@ def open_part(path: Path) -> pa.ipc.RecordBatchFileReader:
 
 
 def read_part(part: Part) -> pa.Table:
-    """All of a part. Raises Stopped."""
+    """Read a part. Raises Stopped if it is damaged."""
     reader = open_part(part.path)
     try:
         table = reader.read_all()
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(part.path, error) from None
-    if table.num_rows != part.past - part.first:
+    if table.num_rows != part.end - part.first:
         raise _damaged(part.path, f"it has {table.num_rows:,} rows")
     return table
 
@@ -246,6 +248,7 @@ def _damaged(path: Path, why: object) -> Stopped:
 
 
 def _end_of(path: Path) -> tuple[Cursor, int]:
+    """Return the cursor after a part, and the number of vectors up to there. Raises Stopped if the part is damaged."""
     metadata = open_part(path).schema.metadata or {}
     try:
         return Cursor(**orjson.loads(metadata[b"cursor"])), int(metadata[b"vectors"])
@@ -253,8 +256,8 @@ def _end_of(path: Path) -> tuple[Cursor, int]:
         raise _damaged(path, "it does not say where it ends") from None
 
 
-def _table(rows: Sequence[tuple[Row, Vector | Fault]], dimension: int) -> pa.Table:
-    """A line for every row: a bad one is not `good`, and its vector NaN."""
+def _table(rows: Sequence[tuple[BulkRow, Vector | Fault]], dimension: int) -> pa.Table:
+    """Return a table with a line for each row. That of a bad row is not `good`, and its vector is NaN."""
     nothing = np.full(dimension, np.nan, dtype=np.float32)
     flat = np.concatenate([nothing if isinstance(answer, Fault) else answer for _, answer in rows])
     return pa.table(
@@ -267,22 +270,24 @@ def _table(rows: Sequence[tuple[Row, Vector | Fault]], dimension: int) -> pa.Tab
 
 
 def _ids(ids: Sequence[Id]) -> pa.Array:
-    """Whole numbers as such where there are no others, of 64 bits; else text; of type null where there are none."""
+    """Return ids as int64 if all are integers of 64 bits or missing, as null if all are missing, else as text."""
     given = [value for value in ids if value is not None]
     if not given:
         return pa.nulls(len(ids))
-    if all(isinstance(value, int) and value in _INT64 for value in given):
+    if all(isinstance(value, int) and value in _INT64_RANGE for value in given):
         return pa.array(ids, pa.int64())
     return pa.array([None if value is None else str(value) for value in ids], pa.string())
 
 
-def _bad_line(row: Row, fault: Fault) -> bytes:
+def _bad_line(row: BulkRow, fault: Fault) -> bytes:
+    """Return the line of bad.jsonl for a bad row."""
     place = {} if row.line is None else {"line": row.line}
     bad = {"row": row.number, **place, "id": row.id, "reason": fault.message, "param": fault.param}
     return orjson.dumps(bad, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object, None if the file is missing. Raises Stopped if it is damaged."""
     try:
         found = orjson.loads(path.read_bytes())
     except FileNotFoundError:
@@ -294,8 +299,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def _row_of(line: bytes) -> int | None:
-    """The row of a line of bad rows; None of what is no such line."""
+def _row_number(line: bytes) -> int | None:
+    """Return the number of the row in a line of bad.jsonl, None if the line is damaged."""
     try:
         row = orjson.loads(line)["row"]
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""JSON Lines: each line an item as the API's `input` takes it, an object perhaps with an `id`. Empty lines are no rows."""
+"""JSON Lines: each line an item as the API's `input` takes it; an object may have an `id`. Empty lines are no rows."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import orjson
 
 from app.bulk.items import Columns, ImageFiles, id_of, item_of, item_of_record
 from app.bulk.lines import LineFile, Lines, LineTooLong
-from app.bulk.rows import BadRow, Cursor, Fault, Id, Row
+from app.bulk.rows import BadRow, BulkRow, Cursor, Fault, Id
 
 
 class JsonLines(LineFile):
-    """A Source."""
+    """A Source of JSON Lines. If columns are chosen, an object is read as a record of them, else as an item of the API."""
 
     def __init__(self, path: Path, columns: Columns, files: ImageFiles, max_bytes: int) -> None:
         super().__init__(path)
-        # In a record every column may be missing from any line: there is no header to ask.
+        # Any key may be missing from any line, so the defaults cannot depend on a header as they do in a table.
         self._columns = Columns(
             columns.text or (None if columns.image else "text"),
             columns.image or (None if columns.text else "image"),
@@ -28,29 +28,29 @@ class JsonLines(LineFile):
         self._files = files
         self._max_bytes = max_bytes
 
-    def rows(self, cursor: Cursor) -> Iterator[Row]:
+    def rows(self, cursor: Cursor) -> Iterator[BulkRow]:
         number = cursor.row
         with Lines(self.path, self._max_bytes, cursor.at, cursor.line) as lines:
             while True:
-                identity: Id = None
+                row_id: Id = None
                 item, fault = None, None
                 try:
                     if (line := next(lines, None)) is None:
                         return
                     if not line.strip():
                         continue
-                    value = self._loaded(line)
+                    value = self._parse(line)
                     if isinstance(value, dict):
-                        identity = id_of(value.get(self._columns.id))
+                        row_id = id_of(value.get(self._columns.id))
                     item = self._item(value)
                 except LineTooLong:
                     fault = Fault(f"the line has more than {self._max_bytes:,} bytes, which is the limit (MAX_REQUEST_BYTES)")
                 except BadRow as error:
                     fault = error.fault
-                yield Row(number, identity, item, fault, Cursor(number + 1, lines.at, lines.number), lines.number)
+                yield BulkRow(number, row_id, item, fault, Cursor(number + 1, lines.offset, lines.number), lines.number)
                 number += 1
 
-    def _loaded(self, line: bytes) -> object:
+    def _parse(self, line: bytes) -> object:
         try:
             return orjson.loads(line)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""What `python -m app embed` is asked for. Light: it is imported with the command line."""
+"""The options of `python -m app embed`. Light, since every command imports it with the command line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ exit codes
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line. `columns` are in the order text, image, instruction, id."""
+    """The parsed command line. `columns` names the columns of text, image, instruction and id, in this order."""
 
     input: Path
     output: Path
@@ -57,8 +57,8 @@ class Options:
     restart: bool = False
     quiet: bool = False
 
-    def decisive(self) -> dict[str, Any]:
-        """What decides the output, beside input and model: a run goes on only under the same."""
+    def output_options(self) -> dict[str, Any]:
+        """Return the options that change the output. A run is only resumed if they are the same, as input and model are."""
         return {
             "columns": list(self.columns),
             "delimiter": self.delimiter,
@@ -70,7 +70,7 @@ class Options:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the arguments of the command to `parser`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add = parser.add_argument
@@ -84,12 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--instruction-column", type=text, metavar="NAME", help="with the row's own instruction (default: instruction)")
     add("--id-column", type=text, metavar="NAME", help="with the row's id (default: id)")
     add("--delimiter", type=one_character, metavar="C", help="between the cells of a CSV (default: , and a tab in .tsv)")
-    add("--limit", type=whole(1), metavar="N", help="the first N rows alone")
+    add("--limit", type=int_between(1), metavar="N", help="the first N rows alone")
 
     vectors = parser.add_argument_group("what is made")
     add = vectors.add_argument
     add("--instruction", type=text, metavar="TEXT", help="for every row that has none of its own")
-    add("--dimensions", type=whole(1), metavar="N", help="keep the first N components, and normalise again")
+    add("--dimensions", type=int_between(1), metavar="N", help="keep the first N components, and normalise again")
     add("--truncate", action="store_true", help="cut texts that are too long, which are bad rows otherwise")
     add("--overwrite", action="store_true", help="replace an OUTPUT that is there")
     add("--restart", action="store_true", help="discard what an earlier run has done")
@@ -102,13 +102,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     speed = parser.add_argument_group("how")
     add = speed.add_argument
-    add("--concurrency", type=whole(1, 256), default=4, metavar="N", help="requests at a time (default: 4)")
-    add("--request-rows", type=whole(1, 2048), default=256, metavar="N", help="rows in a request, at most (default: 256)")
+    add("--concurrency", type=int_between(1, 256), default=4, metavar="N", help="requests at a time (default: 4)")
+    add("--request-rows", type=int_between(1, 2048), default=256, metavar="N", help="rows in a request, at most (default: 256)")
     add("--quiet", action="store_true", help="no progress")
 
 
 def read(arguments: argparse.Namespace) -> Options:
-    """The options that were given."""
+    """Return the options that the command line gives."""
     return Options(
         input=arguments.input,
         output=arguments.output,
@@ -129,8 +129,8 @@ def read(arguments: argparse.Namespace) -> Options:
     )
 
 
-def whole(low: int, high: int | None = None) -> Callable[[str], int]:
-    """A number within bounds."""
+def int_between(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Return a parser for argparse of an integer from `low` to `high`, both included; `high` None is no limit."""
 
     def parse(text: str) -> int:
         value = int(text) if text.isascii() and text.isdigit() else -1
@@ -142,6 +142,7 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 def seconds(text: str) -> float:
+    """Parse a finite number of seconds, 0 or more."""
     try:
         value = float(text)
     except ValueError:
@@ -152,13 +153,14 @@ def seconds(text: str) -> float:
 
 
 def text(given: str) -> str:
-    """What a request and the journal can hold."""
+    """Return the argument as it is, or refuse it if it is not UTF-8: neither a request nor the journal can hold that."""
     if given.encode("utf-8", "replace").decode() != given:
         raise argparse.ArgumentTypeError("is not valid UTF-8 text")
     return given
 
 
 def one_character(given: str) -> str:
+    r"""Parse the delimiter of a CSV: a single character, or `\t` for a tab."""
     character = "\t" if given == r"\t" else text(given)
     if len(character) != 1 or character in '\r\n"':
         raise argparse.ArgumentTypeError("must be one character")

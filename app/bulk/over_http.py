@@ -1,4 +1,4 @@
-"""The transport to a running service. Only this module of the command knows HTTP."""
+"""The transport to a running service. No other module of the command knows HTTP."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import numpy as np
 import orjson
 from yarl import URL
 
-from app.bulk.embedder import Answer, Away, Problem, Vector
+from app.bulk.embedder import Answer, Away, Problem
 from app.bulk.ending import refused
+from app.bulk.rows import Vector
 from app.settings import Settings
 
-# For all of a request, its batch included: longer than any REQUEST_TIMEOUT_S that makes sense for it.
-_REQUEST_S = 600.0
-_CONNECT_S = 10.0
+# For a whole request: longer than any sensible REQUEST_TIMEOUT_S of the service, which ends it first.
+_REQUEST_TIMEOUT_S = 600.0
+_CONNECT_TIMEOUT_S = 10.0
 
 
 class OverHttp:
-    """A Transport."""
+    """A Transport over HTTP to the service at `url`."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self.name = url
@@ -33,7 +34,7 @@ class OverHttp:
 
     async def post(self, body: bytes) -> Answer:
         try:
-            # A file: aiohttp warns of large bytes.
+            # As a file, since aiohttp warns if a body is more than 1 MiB of bytes.
             async with self._session.post(self._url, data=io.BytesIO(body), allow_redirects=False) as reply:
                 raw = await reply.read()
         except aiohttp.ClientConnectorCertificateError as error:
@@ -42,31 +43,33 @@ class OverHttp:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Away(_reason(error)) from None
         if reply.status != 200:
-            return Answer(reply.status, problem=_problem(_loaded(raw).get("error"), reply))
-        told = _loaded(raw)
+            return Answer(reply.status, problem=_problem(_json_object(raw).get("error"), reply))
+        value = _json_object(raw)
         try:
-            rows = _rows(told["data"])
+            rows = _rows(value["data"])
         except (KeyError, TypeError, ValueError):
             raise refused(f"{self.name} does not answer as an embeddings API does") from None
-        return Answer(200, rows, fingerprint=reply.headers.get("X-Model-Fingerprint") or None, model=_name(told.get("model")))
+        model = value.get("model")
+        fingerprint = reply.headers.get("X-Model-Fingerprint") or None
+        return Answer(200, rows, fingerprint=fingerprint, model=model if isinstance(model, str) else None)
 
 
 @asynccontextmanager
 async def over_http(settings: Settings, url: str, concurrency: int) -> AsyncIterator[OverHttp]:
-    """Connections to the service at `url`, with the first of the settings' keys."""
+    """Open a transport to the service at `url`, with the first key of the settings and at most `concurrency` connections."""
     headers = {"Content-Type": "application/json"}
     if settings.api_keys:
         headers["Authorization"] = f"Bearer {settings.api_keys[0].key.decode()}"
     async with aiohttp.ClientSession(
         headers=headers,
         connector=aiohttp.TCPConnector(limit=concurrency),
-        timeout=aiohttp.ClientTimeout(total=_REQUEST_S, sock_connect=_CONNECT_S),
+        timeout=aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S),
     ) as session:
         yield OverHttp(session, url)
 
 
 def endpoint(url: str) -> str:
-    """Where embeddings are, of a service at `url`, which may end in /v1. Raises Stopped."""
+    """Return the URL of a service's embeddings; `url` may end in /v1. Raises Stopped if it is no URL of a service."""
     if not url.lower().startswith(("http://", "https://")):
         raise refused("--url must begin with http:// or https://")
     try:
@@ -83,18 +86,16 @@ def endpoint(url: str) -> str:
     return f"{base}/v1/embeddings"
 
 
-def _name(told: Any) -> str | None:
-    return told if isinstance(told, str) else None
-
-
 def _rows(data: Sequence[dict[str, Any]]) -> list[Vector | Problem]:
+    """Return the rows of a reply by index. Raises KeyError, TypeError or ValueError if it is no embeddings reply."""
     rows = sorted(data, key=lambda row: row["index"])
-    if any(row["index"] != place for place, row in enumerate(rows)):
-        raise ValueError("whose vectors they are cannot be told")
+    if any(row["index"] != index for index, row in enumerate(rows)):
+        raise ValueError("the indexes are not 0 to the number of rows")
     return [_problem(row["error"]) if row.get("embedding") is None else _vector(row["embedding"]) for row in rows]
 
 
 def _vector(embedding: str | list[float]) -> Vector | Problem:
+    """Return a vector, given as base64 or as numbers, or the problem that it is not finite. Raises ValueError or TypeError."""
     if isinstance(embedding, str):
         vector = np.frombuffer(base64.b64decode(embedding), "<f4")
     else:
@@ -105,15 +106,16 @@ def _vector(embedding: str | list[float]) -> Vector | Problem:
 
 
 def _problem(error: Any, reply: aiohttp.ClientResponse | None = None) -> Problem:
-    """The error object of a reply or a row; of a server that has another form, its status alone."""
-    told = error if isinstance(error, dict) else {}
-    message = str(told.get("message") or (reply.reason if reply else None) or "no reason is given")
-    kind, param = (value if isinstance(value := told.get(key), str) else None for key in ("type", "param"))
+    """Return the problem that an error object says, of a row or of a reply. An error of another form counts as empty; the message
+    is then the reply's reason."""
+    fields = error if isinstance(error, dict) else {}
+    message = str(fields.get("message") or (reply.reason if reply else None) or "no reason is given")
+    kind, param = (value if isinstance(value := fields.get(key), str) else None for key in ("type", "param"))
     return Problem(message, kind, param, _retry_after(reply.headers.get("Retry-After")) if reply else None)
 
 
 def _retry_after(text: str | None) -> float | None:
-    """Seconds. A date, which the header may also hold, is as good as none."""
+    """Return the seconds of a Retry-After header, None if it is missing or a date."""
     try:
         value = float(text or "nan")
     except ValueError:
@@ -121,7 +123,8 @@ def _retry_after(text: str | None) -> float | None:
     return max(0.1, value) if math.isfinite(value) else None
 
 
-def _loaded(raw: bytes) -> dict[str, Any]:
+def _json_object(raw: bytes) -> dict[str, Any]:
+    """Parse a JSON object. Anything else counts as an empty one."""
     try:
         value = orjson.loads(raw)
     except ValueError:

@@ -1,4 +1,4 @@
-"""INPUT -> a Source, by its suffix."""
+"""INPUT -> a Source: the suffix decides which."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARQUET = (".parquet", ".pq")
 
 
 def kind_of(path: Path) -> str:
-    """The suffix that decides, or "/" for a folder. Raises Stopped for what is none of them, or not there."""
+    """Return the suffix of an input without .gz, or "/" for a folder. Raises Stopped if it is not supported, or not there."""
     suffix = (path.with_suffix("") if is_gzip(path) else path).suffix.lower()
     if path.is_dir():
         return "/"
@@ -44,7 +44,8 @@ def open_source(
     listing: Path,
     check: Callable[[], None],
 ) -> Source:
-    """`listing` is a file to write, for a folder; `check` is called now and then where that takes long. Raises Stopped."""
+    """Open an input. For a folder, `listing` is the file to write its paths to, and `check`, which may raise, is called while
+    that goes on. Raises Stopped if the input cannot be read."""
     kind = kind_of(path)
     if kind == "/":
         return Folder(path, listing, ImageFiles(path, max_image_bytes), check)

@@ -1,7 +1,6 @@
-"""The rows on their way: read ahead on a thread, asked for in requests of which several are under way, committed in order.
+"""The pipeline of a run: rows are read ahead on a thread, embedded in several requests at a time, and committed in order.
 
-What is in memory is bounded: by the requests under way and as many that wait for one before them, and by what is not committed
-yet.
+Memory is bounded by twice as many requests as are under way, and by what is not committed yet.
 """
 
 from __future__ import annotations
@@ -13,47 +12,48 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import takewhile
 
-from app.bulk.embedder import Embedder, Vector
+from app.bulk.embedder import Embedder
 from app.bulk.ending import refused
 from app.bulk.interruption import Interruption
 from app.bulk.journal import Journal
 from app.bulk.options import Options
 from app.bulk.progress import Progress
-from app.bulk.rows import Cursor, Fault, Row, Source
+from app.bulk.rows import BulkRow, Cursor, Fault, Source, Vector
 
-# The rows of a request, as JSON, fill no more. Images in base64 come to it; of texts the number of rows is the limit.
-MOST_BYTES = 8 << 20
-# A part is committed when it has so many rows or bytes of vectors and ids, or after so long: that much work a kill loses, beside
-# what is under way.
+# The items of a request have no more bytes, as JSON. Base64 images reach this; for texts the number of rows is the limit.
+MAX_GROUP_BYTES = 8 << 20
+# A part is committed when it has so many rows, or bytes of vectors and ids, or when so much time has passed: a kill loses no more
+# work than that, and what is under way.
 COMMIT_ROWS = 65_536
 COMMIT_BYTES = 32 << 20
-COMMIT_EVERY_S = 5.0
-# A request begins with so many rows. One that is answered sooner may be larger, one that takes longer is too large: it would hold
-# up the commit, and pass a service's deadline.
-FIRST_ROWS = 32
-SOON_S = 2.0
-LATE_S = 10.0
+COMMIT_INTERVAL_S = 5.0
+# The first requests have so many rows. A fast reply doubles the size, and a slow one halves it: a slow request holds up the
+# commit, and may pass a service's deadline.
+INITIAL_ROWS = 32
+FAST_S = 2.0
+SLOW_S = 10.0
 
-Group = tuple[list[Row], asyncio.Task[list[Vector | Fault]]]
+# The rows of a request, and the task that embeds them.
+Group = tuple[list[BulkRow], asyncio.Task[list[Vector | Fault]]]
 
 
 class Pace:
-    """How many rows to ask for at a time, `most` at most."""
+    """The number of rows in a request, `max_rows` at most, adapted to how long requests take."""
 
-    def __init__(self, most: int) -> None:
-        self.rows = min(FIRST_ROWS, most)
-        self._most = most
+    def __init__(self, max_rows: int) -> None:
+        self.rows = min(INITIAL_ROWS, max_rows)
+        self._max_rows = max_rows
 
-    def took(self, seconds: float, rows: int) -> None:
-        """A request of so many rows was under way for so long."""
-        if seconds < SOON_S and rows == self.rows:
-            self.rows = min(self._most, 2 * rows)
-        elif seconds > LATE_S:
+    def adapt(self, seconds: float, rows: int) -> None:
+        """Take account of a request of `rows` rows that took `seconds`."""
+        if seconds < FAST_S and rows == self.rows:
+            self.rows = min(self._max_rows, 2 * rows)
+        elif seconds > SLOW_S:
             self.rows = max(1, min(self.rows, rows // 2))
 
 
 class Stream:
-    """From the journal's cursor to the last row."""
+    """Embeds and commits the rows from the journal's cursor to the end of the input. `rate` is in rows per second."""
 
     def __init__(
         self,
@@ -74,26 +74,26 @@ class Stream:
         self._slots = asyncio.Semaphore(options.concurrency)
         self._window: deque[Group] = deque()
         self._reader = groups(self._rows(), self._pace)
-        # Done, and not committed yet.
-        self._pending: list[tuple[Row, Vector | Fault]] = []
+        # Rows that are embedded, or bad, and not committed yet.
+        self._pending: list[tuple[BulkRow, Vector | Fault]] = []
         self._pending_bytes = 0
-        self._good = 0
+        self._pending_vectors = 0
         self._committed_at = time.monotonic()
         self.rate = 0.0
 
-    async def whole(self) -> None:
-        """Read, embed and commit. Raises Stopped, with all committed that was done; `rate` is in rows per second."""
+    async def run(self) -> None:
+        """Read, embed and commit every row. Raises Stopped, after committing every row that was done."""
         limit = self._options.limit
-        total, measure = (self._source.total, at_of) if limit is None else (limit, row_of)
-        with Progress(total, measure(self._journal.cursor), quiet=self._options.quiet) as progress:
+        total, position = (self._source.total, at_of) if limit is None else (limit, row_of)
+        with Progress(total, position(self._journal.cursor), quiet=self._options.quiet) as progress:
             try:
                 while await self._read_ahead():
                     group, task = self._window[0]
-                    self._add(group, await self._interruption.unless_asked(task))
+                    self._add(group, await self._interruption.unless_stopped(task))
                     self._window.popleft()
                     cursor = group[-1].after
-                    bad = cursor.row - self._journal.vectors - self._good
-                    progress.advance(measure(cursor), len(group), cursor.row, bad)
+                    bad = cursor.row - self._journal.vectors - self._pending_vectors
+                    progress.advance(position(cursor), len(group), cursor.row, bad)
                     if self._is_due():
                         await self._commit()
             finally:
@@ -104,61 +104,60 @@ class Stream:
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await self._commit()
 
-    def _rows(self) -> Iterator[Row]:
+    def _rows(self) -> Iterator[BulkRow]:
         rows, limit = self._source.rows(self._journal.cursor), self._options.limit
         return rows if limit is None else takewhile(lambda row: row.number < limit, rows)
 
     async def _read_ahead(self) -> bool:
-        """Fill the window: twice as many requests as are under way, for what is done waits for what comes before it. Whether
-        there is anything in it."""
+        """Fill the window with twice as many requests as may be under way, since a request that is done waits for those before
+        it. Returns whether the window has any."""
         while len(self._window) < 2 * self._options.concurrency:
-            group = await self._interruption.unless_asked(asyncio.to_thread(next, self._reader, None))
+            group = await self._interruption.unless_stopped(asyncio.to_thread(next, self._reader, None))
             if group is None:
                 break
-            self._window.append((group, asyncio.create_task(self._answers(group))))
+            self._window.append((group, asyncio.create_task(self._embed(group))))
         return bool(self._window)
 
-    async def _answers(self, group: list[Row]) -> list[Vector | Fault]:
-        """What comes of the rows of a group that could be read."""
+    async def _embed(self, group: list[BulkRow]) -> list[Vector | Fault]:
+        """Embed the rows of a group that could be read."""
         async with self._slots:
-            begun = time.monotonic()
+            started = time.monotonic()
             answers = await self._embedder.embed([row.item for row in group if row.item is not None])
-            self._pace.took(time.monotonic() - begun, len(group))
+            self._pace.adapt(time.monotonic() - started, len(group))
             return answers
 
-    def _add(self, group: list[Row], answers: list[Vector | Fault]) -> None:
-        """What is done, in order, to be committed. Of its item a row keeps nothing."""
+    def _add(self, group: list[BulkRow], answers: list[Vector | Fault]) -> None:
+        """Add rows that are done, in order, to those to be committed. Their items are dropped."""
         left = iter(answers)
         for row in group:
             answer = row.fault or next(left)
-            self._good += not isinstance(answer, Fault)
+            self._pending_vectors += not isinstance(answer, Fault)
             done = replace(row, item=None)
-            # A bad row takes the place of a vector too.
+            # In a part, a bad row takes as much room as a vector.
             self._pending_bytes += done.num_bytes + 4 * self._dimension
             self._pending.append((done, answer))
 
     def _is_due(self) -> bool:
         if len(self._pending) >= COMMIT_ROWS or self._pending_bytes >= COMMIT_BYTES:
             return True
-        return time.monotonic() - self._committed_at >= COMMIT_EVERY_S
+        return time.monotonic() - self._committed_at >= COMMIT_INTERVAL_S
 
     async def _commit(self) -> None:
-        """Raises Stopped where what was read is not what the run began with."""
+        """Commit what is pending. Raises Stopped if the input has changed since the run began."""
         if self._source.has_changed():
             raise refused(f"{self._options.input} has changed while it was read; --restart begins anew")
         if self._pending:
             await asyncio.to_thread(self._journal.commit, self._pending, self._dimension)
-            self._pending, self._pending_bytes, self._good = [], 0, 0
+            self._pending, self._pending_bytes, self._pending_vectors = [], 0, 0
         self._committed_at = time.monotonic()
 
 
-def groups(rows: Iterator[Row], pace: Pace, most_bytes: int = MOST_BYTES) -> Iterator[list[Row]]:
-    """The rows in lists, each of at most as many rows as the pace has then, and so many bytes; a row that is larger has one to
-    itself."""
-    group: list[Row] = []
+def groups(rows: Iterator[BulkRow], pace: Pace, max_bytes: int = MAX_GROUP_BYTES) -> Iterator[list[BulkRow]]:
+    """Yield the rows in lists of at most `pace.rows` rows, as it is then, and `max_bytes`. A larger row has a list of its own."""
+    group: list[BulkRow] = []
     num_bytes = 0
     for row in rows:
-        if group and (len(group) >= pace.rows or num_bytes + row.num_bytes > most_bytes):
+        if group and (len(group) >= pace.rows or num_bytes + row.num_bytes > max_bytes):
             yield group
             group, num_bytes = [], 0
         group.append(row)

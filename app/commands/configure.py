@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def configure(example: Path = Path("config.env.example"), target: Path = Path("config.env")) -> int:
-    """Write `target` where there is none, readable by its owner alone, and print the new key this once."""
+    """Writes `target` if there is none, readable by its owner alone, and prints the new key this once."""
     if target.exists():
         return 0
     key = f"sk-{secrets.token_urlsafe(32)}"

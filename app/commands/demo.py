@@ -41,7 +41,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back: `vectors` is float32 of shape (items, dimension), empty where the request failed. `compared` ones are in
+    """What came back: `vectors` is float32 of shape (items, dimension), empty if the request failed. `compared` ones are in
     the table of cosines."""
 
     kind: str
@@ -58,7 +58,7 @@ class Answer:
 
 
 def picture() -> bytes:
-    """A small PNG: a sun over a sea."""
+    """Draws a small PNG: a sun over a sea."""
     image = Image.new("RGB", (320, 240), (250, 190, 120))
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 150, 320, 240), fill=(40, 90, 150))
@@ -69,7 +69,7 @@ def picture() -> bytes:
 
 
 def questions(image_url: str, png: bytes, with_images: bool) -> list[Question]:
-    """One of every kind that the model takes."""
+    """Makes one question of every kind that the model takes."""
     data_uri = "data:image/png;base64," + base64.b64encode(png).decode()
     every = [
         Question("text", {"input": TEXT}, compared=True),
@@ -88,7 +88,7 @@ def questions(image_url: str, png: bytes, with_images: bool) -> list[Question]:
 
 
 async def ask(session: aiohttp.ClientSession, question: Question) -> Answer:
-    """Send one request, and read its vectors."""
+    """Sends one request, and reads its vectors."""
     started = time.perf_counter()
     async with session.post("/v1/embeddings", json=question.body) as reply:
         body = await reply.json()
@@ -100,12 +100,12 @@ async def ask(session: aiohttp.ClientSession, question: Question) -> Answer:
 
 
 def read_vector(embedding: list[float] | str) -> list[float]:
-    """A vector in either encoding."""
+    """Reads a vector in either encoding."""
     return np.frombuffer(base64.b64decode(embedding), "<f4").tolist() if isinstance(embedding, str) else embedding
 
 
 def show(answers: list[Answer], random_weights: bool) -> None:
-    """The table, and the cosines between the first vectors of full dimension."""
+    """Prints the table of answers, and the cosines between the first vectors of full dimension."""
     print(f"\n{'request':<22}{'status':>7}{'ms':>10}{'tokens':>8}  vectors")
     for answer in answers:
         shape = " x ".join(map(str, answer.vectors.shape)) if answer.good else "FAILED"
@@ -120,7 +120,7 @@ def show(answers: list[Answer], random_weights: bool) -> None:
 
 
 async def image_host(png: bytes) -> tuple[web.AppRunner, str]:
-    """A host of our own on the loopback, with one image; its runner and the image's URL."""
+    """Starts a host of our own on the loopback, with one image; returns its runner and the image's URL."""
 
     async def image(_: web.Request) -> web.Response:
         return web.Response(body=png, content_type="image/png")
@@ -135,7 +135,7 @@ async def image_host(png: bytes) -> tuple[web.AppRunner, str]:
 
 
 async def run_demo(model_path: Path, port: int, once: bool, random_weights: bool) -> int:
-    """Serve, ask, show; go on serving unless `once`. The exit code is not 0 if a request failed."""
+    """Serves, asks, shows; goes on serving unless `once`. The exit code is not 0 if a request failed."""
     png = picture()
     host, image_url = await image_host(png)
     key = f"sk-demo-{secrets.token_hex(8)}"

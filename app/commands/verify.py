@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from enum import IntEnum
 
-from app.engine.loading import load_configured_model
+from app.engine.engine import LoadModel
 from app.settings import Settings
 from models.base import DeviceUnavailable, EmbeddingInput, InvalidInput, ModelInfo, ModelLoadError
 
@@ -27,7 +27,7 @@ JUDGED = ("qwen3_vl", 2048)
 
 
 class Verdict(IntEnum):
-    """Exit codes."""
+    """The exit code of `python -m app verify`."""
 
     PASS = 0
     FAIL = 1
@@ -35,10 +35,10 @@ class Verdict(IntEnum):
     CANNOT_JUDGE = 4
 
 
-def verify(settings: Settings) -> Verdict:
-    """Embed the two sentences, and print the figure with the verdict."""
+def verify(settings: Settings, load_model: LoadModel) -> Verdict:
+    """Embeds the two sentences, and prints the figure with the verdict."""
     try:
-        loaded = load_configured_model(settings)
+        loaded = load_model()
     except ModelLoadError as error:
         print(error, file=sys.stderr)
         return Verdict.SETTINGS_WRONG if isinstance(error, DeviceUnavailable) else Verdict.FAIL
@@ -54,7 +54,7 @@ def verify(settings: Settings) -> Verdict:
 
 
 def judge(cosine: float, info: ModelInfo) -> tuple[Verdict, str]:
-    """The verdict on a cosine of the two sentences, and a line that says it."""
+    """Judges a cosine of the two sentences; returns the verdict and a line that says it."""
     if (info.model_type, info.width) != JUDGED:
         return Verdict.CANNOT_JUDGE, f"cosine {cosine:.4f}; cannot judge: only Qwen3-VL-Embedding-2B has a published figure"
     passed = abs(cosine - PUBLISHED_COSINE) <= TOLERANCE

@@ -16,14 +16,14 @@ _TAIL = 256
 
 
 def decoded_size(text: str, start: int = 0) -> int:
-    """The bytes that the base64 from `start` on stands for, white space dropped: exact where it is valid, near it elsewhere."""
+    """Counts the bytes that the base64 from `start` on stands for, white space dropped: exact if it is valid, else near it."""
     tail = text[max(start, len(text) - _TAIL) :]
     padding = tail.count("=", len(tail.rstrip("=" + WHITE_SPACE)))
     return (len(text) - start - _spaces(text, start)) // 4 * 3 - min(padding, 2)
 
 
 def decode_base64(text: str, start: int = 0) -> bytes | None:
-    """The bytes of the base64 from `start` on, white space dropped; None where it is not valid, or empty. The text does not end
+    """Decodes the base64 from `start` on, white space dropped; returns None if it is not valid, or empty. The text does not end
     in white space."""
     dropped = WHITE_SPACE.encode() if _spaces(text, start) else None
     pieces: list[bytes] = []

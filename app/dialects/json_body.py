@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from app.dialects.items import TOKEN_IDS_ADVICE, InvalidRequest
+from app.dialects.contract import TOKEN_IDS_ADVICE, InvalidRequest
 
 # Some 20 ms. 2,048 inputs of 15 typed parts each have fewer: a part has five to seven.
 MAX_VALUES = 250_000
@@ -25,7 +25,7 @@ _OPENING = b"[{,:"
 
 
 def decode_json(body: bytes | bytearray) -> Any:
-    """The value that `body` holds. Raises InvalidRequest."""
+    """Decodes the value that `body` holds. Raises InvalidRequest."""
     if len(body) > MAX_VALUES and holds_more_values(body, MAX_VALUES):
         raise InvalidRequest(
             f"the body holds more than {MAX_VALUES:,} JSON values. Send fewer inputs at a time. {TOKEN_IDS_ADVICE}"
@@ -38,7 +38,7 @@ def decode_json(body: bytes | bytearray) -> Any:
 
 
 def holds_more_values(body: bytes | bytearray, most: int) -> bool:
-    """Whether more than `most` brackets open, commas and colons stand outside of strings."""
+    """Tells whether more than `most` brackets open, commas and colons stand outside of strings."""
     found = 0
     in_string = escaping = False
     for at in range(0, len(body), _PIECE):
@@ -56,7 +56,7 @@ def holds_more_values(body: bytes | bytearray, most: int) -> bool:
 
 
 def _unescaped(piece: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.bool_] | np.bool_, bool]:
-    """Which bytes no backslash escapes, of a piece whose first is not escaped; and whether the byte after it is."""
+    """Marks the bytes that no backslash escapes, of a piece whose first is not escaped; and whether the byte after it is."""
     backslashes = np.flatnonzero(piece == _BACKSLASH)
     if not len(backslashes):
         return np.True_, False

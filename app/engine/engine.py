@@ -1,20 +1,19 @@
-"""The engine: all that turns a request into vectors, put together once. The service puts HTTP around it; `python -m app embed`
-uses it as it is."""
+"""Engine: all that turns a request into vectors, put together once. app.http puts HTTP around it; `python -m app embed` uses it
+as it is."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from app.dialects.request import RequestLimits
+from app.dialects.contract import MAX_URL_LENGTH, RequestLimits
 from app.engine.memory import MemoryBudget, PixelBudget
 from app.engine.metrics import Metrics
 from app.engine.preparation import Tools
 from app.engine.service import EmbeddingService
-from app.engine.threads import PreparationThreads
+from app.engine.threads import BodyThreads, PreparationThreads
 from app.media.fetch import ImageFetcher
 from app.process import usable_cores
 from app.settings import Settings
@@ -45,7 +44,6 @@ class Engine:
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
-
         self._preparer: Preparer | None = None
 
         def load() -> EmbeddingModel:
@@ -64,11 +62,12 @@ class Engine:
             on_batch=self.metrics.on_batch,
             on_failure=on_failure,
         )
+        self.bodies = BodyThreads()
         self.memory = MemoryBudget(settings.max_bytes_in_flight, self.scheduler.retry_after)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[EmbeddingService]:
-        """Start and stop of the device's thread, the image downloads, and the threads for preprocessing and for bodies."""
+        """Starts and stops the device's thread, the image downloads, and the threads for preprocessing and for bodies."""
         scheduler, settings = self.scheduler, self.settings
         self.metrics.watch(
             queue_depth=lambda: scheduler.queue_depth,
@@ -78,18 +77,16 @@ class Engine:
         fetcher = ImageFetcher(
             timeout_s=settings.image_fetch_timeout_s,
             max_bytes=settings.max_image_bytes,
+            max_url_length=MAX_URL_LENGTH,
             allowed_hosts=settings.image_url_allowed_hosts,
         )
-        threads = PreparationThreads(usable_cores())
-        bodies = ThreadPoolExecutor(2, thread_name_prefix="bodies")
         await scheduler.start()
         try:
-            with threads, bodies:
+            with PreparationThreads(usable_cores()) as threads, self.bodies:
                 async with fetcher:
                     pixels = PixelBudget(DECODED_AT_ONCE * settings.max_image_pixels)
-                    yield EmbeddingService(
-                        scheduler, lambda: self.preparer, Tools(settings, fetcher, self.metrics, threads, pixels), bodies
-                    )
+                    tools = Tools(settings, fetcher, self.metrics, threads, pixels)
+                    yield EmbeddingService(scheduler, lambda: self.preparer, tools, self.bodies)
         finally:
             await scheduler.stop()
 
@@ -112,7 +109,7 @@ class Engine:
 
     @property
     def max_input_tokens(self) -> int:
-        """Tokens of an input, at most: as set, and no more than the model reads."""
+        """The most tokens of an input: as set, and no more than the model reads."""
         limit = self.settings.max_input_tokens
         return min(limit, self.info.max_tokens) if self.info else limit
 
@@ -124,7 +121,7 @@ class Engine:
         return hashlib.sha256(f"{self.info.fingerprint}:{self.dimension}".encode()).hexdigest()[:16]
 
     def request_limits(self) -> RequestLimits:
-        """What a request may ask for. Raises NotReady."""
+        """Returns what a request may ask for. Raises NotReady."""
         settings = self.settings
         return RequestLimits(
             model_names=frozenset({settings.model_name, settings.model_id}),
@@ -136,7 +133,7 @@ class Engine:
 
 
 def scheduler_limits(settings: Settings) -> Limits:
-    """What the settings say to the scheduler."""
+    """Makes the scheduler's limits of the settings."""
     return Limits(
         max_batch_size=settings.max_batch_size,
         max_batch_tokens=settings.max_batch_tokens,
@@ -149,7 +146,7 @@ def scheduler_limits(settings: Settings) -> Limits:
 
 
 def note_ready(settings: Settings, info: ModelInfo) -> None:
-    """Say what is served, and what the operator may not expect of it."""
+    """Logs what is served, and warns of what the operator may not expect."""
     log.info("serving %s (%s) on %s in %s, width %d", settings.model_name, info.model_type, info.device, info.dtype, info.width)
     wanted = settings.embedding_dimension
     if wanted is not None and wanted > info.width:

@@ -11,17 +11,15 @@ from models.base import DeviceUnavailable, LoadedModel, ModelLoadError
 log = logging.getLogger(__name__)
 
 
-def load_configured_model(settings: Settings) -> LoadedModel:
-    """Find or download the checkpoint, and load it. Raises ModelLoadError."""
+def load_configured_model(settings: Settings, may_download: bool = False) -> LoadedModel:
+    """Finds the checkpoint that the settings name, or downloads it if it may, and loads it. Raises ModelLoadError."""
     # torch and transformers take seconds to import: the port is open by then.
     from models.checkpoints.download import find_or_download
     from models.devices import resolve_device
     from models.registry import load_checkpoint
 
     device = resolve_device(settings.device)
-    path = find_or_download(
-        settings.model_path, settings.model_id, may_download=settings.may_download, allow_pickle=settings.allow_pickle
-    )
+    path = find_or_download(settings.model_path, settings.model_id, may_download=may_download, allow_pickle=settings.allow_pickle)
     return load_checkpoint(
         path,
         device=device,
@@ -35,7 +33,7 @@ def load_configured_model(settings: Settings) -> LoadedModel:
 
 
 def end_on_failure(lifecycle: Lifecycle, error: BaseException, loaded: bool) -> None:
-    """A model that does not load, or a device that is lost, ends the process: with a code that says which."""
+    """Ends the process for a model that does not load, or a device that is lost, with a code that says which."""
     if loaded:
         log.critical("the device has failed: %s", error)
         lifecycle.end(ExitCode.DEVICE_FAILED)

@@ -7,7 +7,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from app.dialects.contract import EmbeddingRequest, ImageSource
+from models.base import ModelInfo, Refusal
 from scheduler.errors import Overloaded
+
+# Images of one request at a time between the first byte of their download and their patches.
+DOWNLOADS_PER_REQUEST = 8
+# Bytes that a token takes: its id, and its three positions where there are images. A character is UTF-8 of at most four bytes,
+# and a token at least one of them; the template has some tokens too.
+ID_BYTES = 8
+POSITIONS_BYTES = 24
+TOKENS_PER_CHARACTER = 4
+TEMPLATE_TOKENS = 128
 
 
 class RequestTooLarge(Exception):
@@ -15,7 +26,7 @@ class RequestTooLarge(Exception):
 
 
 class MemoryBudget:
-    """Bytes that requests under way hold: bodies, and what is made of them. For the event loop's thread alone.
+    """The bytes that requests under way hold: bodies, and what is made of them. For the event loop's thread alone.
 
     `retry_after` tells in how many seconds there may be room.
     """
@@ -27,7 +38,7 @@ class MemoryBudget:
 
     @contextmanager
     def share(self) -> Iterator[MemoryShare]:
-        """One request's part. What it holds is given back in the end."""
+        """Opens one request's share. What it holds is given back when the context ends."""
         share = MemoryShare(self)
         try:
             yield share
@@ -36,7 +47,7 @@ class MemoryBudget:
 
     @contextmanager
     def occupied(self, num_bytes: int) -> Iterator[None]:
-        """Count bytes that are there whether or not there is room."""
+        """Counts bytes that are there whether or not there is room, while the context lasts."""
         self.held += num_bytes
         try:
             yield
@@ -44,7 +55,8 @@ class MemoryBudget:
             self.held -= num_bytes
 
     def take(self, share: MemoryShare, num_bytes: int) -> None:
-        """Raises Overloaded where there is no room, RequestTooLarge where there never is."""
+        """Takes bytes for a share, or gives them back if `num_bytes` is negative. Raises Overloaded if there is no room now,
+        RequestTooLarge if there never is."""
         if share.held + num_bytes > self.max_bytes:
             raise RequestTooLarge(
                 f"the request needs more than the {self.max_bytes:,} bytes of memory that all requests may have together; "
@@ -56,39 +68,40 @@ class MemoryBudget:
 
 
 class MemoryShare:
-    """What one request holds: what there is of it, and what was set aside for more to come."""
+    """What one request holds: the bytes that are there, and those reserved for more to come."""
 
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
-        self._there = 0
-        self._aside = 0
+        self._present = 0
+        self._reserved = 0
 
     @property
     def held(self) -> int:
-        return self._there + self._aside
+        return self._present + self._reserved
 
     def expect(self, num_bytes: int) -> None:
-        """Set bytes aside, but no more than a quarter of the budget, nor than the request may have: a guess must not refuse for
+        """Reserves bytes, but no more than a quarter of the budget, nor than the request may have: a guess must not refuse for
         good what may be smaller. Raises Overloaded."""
         num_bytes = min(num_bytes, self._budget.max_bytes // 4, self._budget.max_bytes - self.held)
         self._budget.take(self, num_bytes)
-        self._aside += num_bytes
+        self._reserved += num_bytes
 
     def add(self, num_bytes: int) -> None:
-        """So many bytes more are there, or fewer: of those set aside, as far as they go. Raises Overloaded, RequestTooLarge."""
-        from_aside = min(max(num_bytes, 0), self._aside)
-        self._budget.take(self, num_bytes - from_aside)
-        self._there += num_bytes
-        self._aside -= from_aside
+        """Adds `num_bytes` (may be negative), using up the reserved ones first. Raises Overloaded, RequestTooLarge."""
+        from_reserved = min(max(num_bytes, 0), self._reserved)
+        self._budget.take(self, num_bytes - from_reserved)
+        self._present += num_bytes
+        self._reserved -= from_reserved
 
     def settle(self) -> None:
-        """No more is to come."""
-        self._budget.take(self, -self._aside)
-        self._aside = 0
+        """Gives back what is still reserved: no more is to come."""
+        self._budget.take(self, -self._reserved)
+        self._reserved = 0
 
 
 class PixelBudget:
-    """Pixels that are decoded at a time, on all threads. Who comes first goes first, so that a large image is never stuck."""
+    """Bounds the pixels that are decoded at a time, on all threads. First come, first served, so that a large image is never
+    stuck."""
 
     def __init__(self, max_pixels: int) -> None:
         self._left = max_pixels
@@ -98,7 +111,8 @@ class PixelBudget:
 
     @contextmanager
     def share(self) -> Iterator[Callable[[int], None]]:
-        """Wait for room with what it yields, once; the room is given back in the end."""
+        """Yields a function that waits for room for so many pixels, to be called once; the room is given back when the context
+        ends."""
         taken = 0
 
         def take(pixels: int) -> None:
@@ -119,3 +133,20 @@ class PixelBudget:
             with self._changed:
                 self._left += taken
                 self._changed.notify_all()
+
+
+def expected_bytes(request: EmbeddingRequest, info: ModelInfo) -> int:
+    """Bounds the bytes that a request's inputs take once prepared: known before any work is done for them."""
+    limit = min(request.max_tokens, info.max_tokens)
+    total = 0
+    for item in request.items:
+        if isinstance(item, Refusal):
+            continue
+        if item.is_text:
+            total += ID_BYTES * min(limit, item.characters * TOKENS_PER_CHARACTER + TEMPLATE_TOKENS)
+            continue
+        images = sum(isinstance(part, ImageSource) for part in item.parts)
+        # However many: once they have more tokens than the limit, those under way are the last.
+        most = limit * info.image_token_bytes + DOWNLOADS_PER_REQUEST * info.largest_image
+        total += (ID_BYTES + POSITIONS_BYTES) * limit + min(images * info.largest_image, most)
+    return total

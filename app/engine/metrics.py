@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from models.base import PreparedInput
-from scheduler.entry import BatchReport, Source, Vector
+from scheduler.work import BatchReport, Source, Vector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SIZES = tuple(2**n for n in range(9))
@@ -15,7 +15,7 @@ _TOKENS = tuple(2**n for n in range(4, 16))
 
 
 class Metrics:
-    """Everything that /metrics shows."""
+    """The metrics that /metrics shows."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -50,13 +50,13 @@ class Metrics:
         self.ready = Gauge("embedding_ready", "1 while traffic is taken", registry=self.registry)
 
     def watch(self, *, queue_depth: Callable[[], float], device_memory: Callable[[], float], ready: Callable[[], float]) -> None:
-        """Read these at every scrape."""
+        """Reads these at every scrape."""
         self.queue_depth.set_function(queue_depth)
         self.device_memory.set_function(device_memory)
         self.ready.set_function(ready)
 
     def on_batch(self, report: BatchReport) -> None:
-        """The scheduler's report of one batch."""
+        """Counts one batch, as the scheduler reports it."""
         self.batches.inc()
         self.batch_size.observe(report.size)
         self.batch_tokens.observe(report.num_tokens)
@@ -65,7 +65,7 @@ class Metrics:
             self.queue_seconds.observe(wait)
 
     def count_inputs(self, inputs: Iterable[tuple[PreparedInput, Vector]]) -> None:
-        """Inputs that got their vector."""
+        """Counts inputs that got their vector."""
         for item, vector in inputs:
             image_tokens = item.image_tokens
             self.inputs.labels("image" if image_tokens else "text").inc()
@@ -74,7 +74,3 @@ class Metrics:
                 continue
             self.tokens.labels("text").inc(item.num_tokens - image_tokens)
             self.tokens.labels("image").inc(image_tokens)
-
-    def render(self) -> bytes:
-        """The Prometheus text format."""
-        return generate_latest(self.registry)

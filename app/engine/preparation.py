@@ -1,9 +1,11 @@
-"""Preparation: the items of one request -> PreparedInputs. URLs fetched, images decoded, everything tokenised and cut.
+"""Preparation: the items of one request -> PreparedInputs, in three stages.
 
-It runs on threads that all requests share, and takes them in turn: a request has only so many jobs and downloads under way at a
-time, so that others' come between its own. What it makes is held against the request's share of the memory. A job decodes one
-image and makes it small, so that no more than one for each thread is ever whole. An error that becomes a value sheds its
-traceback: its frames would hold the input.
+    fetch      an image's file: from the request, or by its URL
+    decode     the file -> patches, on a thread, one image a job: no more than one for each thread is ever whole
+    assemble   texts and patches -> token ids, on a thread, or in place if the request is one short text
+
+The threads are shared by all requests, which take turns: each has only so many jobs and downloads under way at a time, so that
+others' come between its own. What is made is charged to the request's share of the memory.
 """
 
 from __future__ import annotations
@@ -11,26 +13,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from sys import getsizeof
 from typing import Any, TypeVar
 
-from app.dialects.request import EmbeddingRequest, ImageSource, InvalidRequest, RequestItem
-from app.engine.memory import MemoryShare, PixelBudget
+from app.dialects.contract import EmbeddingRequest, ImageSource, RequestItem
+from app.engine.memory import DOWNLOADS_PER_REQUEST, MemoryShare, PixelBudget
 from app.engine.metrics import Metrics
 from app.engine.threads import PreparationThreads, run_on
-from app.errors import InputError
 from app.media.fetch import ImageFetcher, ImageUnavailable
 from app.media.image import ImageInvalid, decode_image
 from app.settings import Settings
 from models.base import (
     Description,
     EmbeddingInput,
-    InputTooLong,
     InvalidInput,
-    ModelInfo,
     PreparedImage,
     PreparedInput,
     Preparer,
@@ -46,16 +44,14 @@ INLINE_CHARACTERS = 1024
 CHUNK = 64
 CHUNK_PARTS = 256
 CHUNK_CHARACTERS = 65_536
-# Images of one request at a time between the first byte of their download and their patches.
-DOWNLOADS_PER_REQUEST = 8
-# Bytes that a token takes: its id, and its three positions where there are images. A character is UTF-8 of at most four bytes,
-# and a token at least one of them; the template has some tokens too.
-ID_BYTES = 8
-POSITIONS_BYTES = 24
-TOKENS_PER_CHARACTER = 4
-TEMPLATE_TOKENS = 128
 
-Prepared = PreparedInput | Exception
+
+class Refused(Exception):
+    """A request is refused for one of its items, since it does not take partial results."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,40 +65,25 @@ class Tools:
     pixels: PixelBudget
 
 
-def expected_bytes(request: EmbeddingRequest, info: ModelInfo) -> int:
-    """What the request's inputs take once prepared, at most: known before any work is done for them."""
-    limit = min(request.max_tokens, info.max_tokens)
-    total = 0
-    for item in request.items:
-        if isinstance(item, InvalidRequest):
-            continue
-        if item.is_text:
-            total += ID_BYTES * min(limit, item.characters * TOKENS_PER_CHARACTER + TEMPLATE_TOKENS)
-            continue
-        images = sum(isinstance(part, ImageSource) for part in item.parts)
-        # However many: once they have more tokens than the limit, those under way are the last.
-        most = limit * info.image_token_bytes + DOWNLOADS_PER_REQUEST * info.largest_image
-        total += (ID_BYTES + POSITIONS_BYTES) * limit + min(images * info.largest_image, most)
-    return total
-
-
 @dataclass(slots=True)
-class Fusion:
-    """The images of one item, while they are prepared: they are no more than fit into `max_tokens`, where there is a limit.
-    `num_bytes` is the memory that those which are there take."""
+class ImageTally:
+    """The images of one item as they are decoded: their tokens, no more than `max_tokens` if there is a limit, and the bytes of
+    their patches."""
 
     max_tokens: int | None
     tokens: int = 0
     num_bytes: int = 0
 
-    @property
-    def is_over(self) -> bool:
-        return self.max_tokens is not None and self.tokens > self.max_tokens
+    def check(self) -> None:
+        """Raises Refused once the images alone are too many."""
+        if self.max_tokens is not None and self.tokens > self.max_tokens:
+            most = f"{self.max_tokens:,}"
+            raise Refused(Refusal(f"the images alone have more than {most} tokens, which is the limit. Only text is ever cut"))
 
 
 class Preparation:
-    """One request's; what it makes is added to `memory`. Raises, of `prepare`, InputError for the first item at fault unless the
-    request takes partial results, and as MemoryShare does."""
+    """Prepares the items of one request, and charges `memory` for what it makes. Raises Refused for the first item at fault
+    unless the request takes partial results, and as MemoryShare does."""
 
     def __init__(self, tools: Tools, preparer: Preparer, request: EmbeddingRequest, memory: MemoryShare) -> None:
         self._tools = tools
@@ -113,158 +94,189 @@ class Preparation:
         self._pool, threads = tools.threads.pool(preparer.info.device)
         self._jobs = asyncio.Semaphore(threads)
         self._downloads = asyncio.Semaphore(DOWNLOADS_PER_REQUEST)
+        self._describing = False
 
-    async def prepare(self) -> list[Prepared]:
-        """Every item prepared, or its error."""
+    async def prepare(self) -> list[PreparedInput | Refusal]:
+        """Prepares every item, or says why not."""
         items = self._request.items
+        results: dict[int, PreparedInput | Refusal] = {}
         texts = [index for index, item in enumerate(items) if isinstance(item, RequestItem) and item.is_text]
-        images = [index for index, item in enumerate(items) if isinstance(item, RequestItem) and not item.is_text]
-        results: dict[int, Prepared] = {index: item for index, item in enumerate(items) if isinstance(item, InvalidRequest)}
         jobs = [self._prepare_texts(chunk, results) for chunk in self._chunks(texts)]
-        jobs += [self._prepare_images(index, results) for index in images]
+        for index, item in enumerate(items):
+            if isinstance(item, Refusal):
+                results[index] = item
+            elif not item.is_text:
+                jobs.append(self._prepare_images(index, item, results))
         if len(jobs) == 1:
             await jobs[0]
         else:
             await run_all(jobs)
         return [results[index] for index in range(len(items))]
 
-    async def describe(self) -> list[Description | Exception]:
-        """What the model would read of every item, or why it cannot be had."""
+    async def describe(self) -> list[Description | Refusal]:
+        """Describes what the model would read of every item, or says why it cannot be had. No pixels are kept."""
+        self._describing = True
         return await run_all([self._describe(item) for item in self._request.items])
 
-    async def _prepare_texts(self, indices: Sequence[int], results: dict[int, Prepared]) -> None:
-        """Items of text alone, several in one go."""
+    async def _prepare_texts(self, indices: Sequence[int], results: dict[int, PreparedInput | Refusal]) -> None:
+        """Prepares items of text alone, several in one go."""
         items = [self._item(index) for index in indices]
-        prepare = partial(self._preparer.prepare_all, [self._input(item, item.parts) for item in items])
-        for index, result in zip(indices, prepare() if self._is_short() else await self._in_pool(prepare), strict=True):
-            found = InvalidInput(result.message) if isinstance(result, Refusal) else result
-            results[index] = self._placed(found, index)
+        inputs = [self._input(item, item.parts) for item in items]
+        prepare = self._preparer.prepare_all
+        prepared = prepare(inputs) if self._is_short() else await self._run_job(prepare, inputs)
+        for index, item, result in zip(indices, items, prepared, strict=True):
+            results[index] = self._checked(result, item)
             if isinstance(result, PreparedInput):
                 self._memory.add(result.num_bytes)
 
-    async def _prepare_images(self, index: int, results: dict[int, Prepared]) -> None:
-        """An item with images."""
-        fusion = Fusion(self._max_tokens)
-        try:
-            result: Prepared = await self._with_images(self._preparer.prepare, self._item(index), fusion)
-        except (InputError, InvalidInput) as error:
-            result = error.with_traceback(None)
-            self._memory.add(-fusion.num_bytes)  # the others of its images go with it
-        try:
-            results[index] = self._placed(result, index)
-            if isinstance(result, PreparedInput):
-                self._memory.add(result.num_bytes)
-        finally:
-            del result
+    async def _prepare_images(self, index: int, item: RequestItem, results: dict[int, PreparedInput | Refusal]) -> None:
+        """Prepares an item with images."""
+        tally = ImageTally(self._max_tokens)
+        result = await self._all_stages(item, tally, self._preparer.prepare)
+        results[index] = self._checked(result, item)
+        if isinstance(result, PreparedInput):
+            self._memory.add(result.num_bytes)
+        else:
+            self._memory.add(-tally.num_bytes)  # the others of its images go with it
 
-    async def _describe(self, item: RequestItem | InvalidRequest) -> Description | Exception:
-        if isinstance(item, InvalidRequest):
+    async def _describe(self, item: RequestItem | Refusal) -> Description | Refusal:
+        if isinstance(item, Refusal):
             return item
-        try:
-            described = await self._with_images(self._preparer.describe, item, Fusion(None))
-        except (InputError, InvalidInput) as error:
-            bare = error.with_traceback(None)
-            return bare if isinstance(bare, InputError) else InputError(bare, item.param)
+        described = await self._all_stages(item, ImageTally(None), self._preparer.describe)
+        if isinstance(described, Refusal):
+            return located(described, item)
         self._memory.add(getsizeof(described.prompt))
         return described
 
-    async def _with_images(self, then: Callable[[EmbeddingInput], T], item: RequestItem, fusion: Fusion) -> T:
-        """Prepare an item's images, each in a job of its own, and hand the whole to the model: in the same job where there is but
-        one. Raises InputError, InvalidInput."""
+    async def _all_stages(self, item: RequestItem, tally: ImageTally, assemble: Callable[[EmbeddingInput], T]) -> T | Refusal:
+        """Takes an item through the stages. Several images are decoded each in a job of its own; one goes on to `assemble` in
+        the same job."""
         sources = [part for part in item.parts if isinstance(part, ImageSource)]
         if sources and not self._preparer.info.supports_images:
-            raise InputError(InvalidInput("this model embeds text only: send no image"), sources[0].param)
+            return Refusal("this model embeds text only: send no image", sources[0].param)
         if len(sources) == 1:
-            done = await self._on_file(sources[0], fusion, partial(self._prepare_whole, then, item, sources[0], fusion))
-            assert done is not None
-            self._count(done[0], fusion)
-            return done[1]
-        images = iter(await run_all([self._image(source, fusion) for source in sources]))
-        if fusion.is_over:
-            raise InputTooLong(
-                f"the images alone have more than {fusion.max_tokens:,} tokens, which is the limit. Only text is ever cut"
-            )
-        parts = [part if isinstance(part, str) else next(images) for part in item.parts]
-        return await self._in_pool(then, self._input(item, parts))
+            async with self._fetched(sources[0], tally) as file:
+                if not isinstance(file, bytes):
+                    return file
+                image, result = await self._run_job(self._decode_and_assemble, item, sources[0], file, assemble)
+                if image is not None:
+                    self._charge(image, tally)
+                return result
+        try:
+            images = await run_all([self._fetch_and_decode(source, tally) for source in sources])
+        except Refused as error:
+            return error.refusal
+        return await self._run_job(self._assemble, item, images, assemble)
 
-    async def _image(self, source: ImageSource, fusion: Fusion) -> PreparedImage | None:
-        """One image, prepared; None where the others are too many already. Raises InputError."""
-        image = await self._on_file(source, fusion, partial(self._prepare_image, source, fusion))
-        if image is not None:
-            self._count(image, fusion)
+    async def _fetch_and_decode(self, source: ImageSource, tally: ImageTally) -> PreparedImage:
+        """Takes one of several images to its patches. Raises Refused, which ends the work on the others."""
+        async with self._fetched(source, tally) as file:
+            if not isinstance(file, bytes):
+                raise Refused(file)
+            async with self._jobs:
+                tally.check()
+                image = await run_on(self._pool, self._decode, source, file)
+        if isinstance(image, Refusal):
+            raise Refused(image)
+        self._charge(image, tally)
+        tally.check()
         return image
 
-    async def _on_file(self, source: ImageSource, fusion: Fusion, job: Callable[[bytes], T]) -> T | None:
-        """Do a job with an image's file, on a thread; None where the images are too many already. Raises InputError."""
-        async with self._downloads if source.url else nullcontext():
-            if fusion.is_over:
-                return None
-            async with self._file(source) as data, self._jobs:
-                return None if fusion.is_over else await self._on_thread(job, data)
-
-    def _count(self, image: PreparedImage, fusion: Fusion) -> None:
-        fusion.tokens += image.grid.num_tokens
-        self._memory.add(image.patches.nbytes)
-        fusion.num_bytes += image.patches.nbytes
+    # Stage 1: fetch
 
     @asynccontextmanager
-    async def _file(self, source: ImageSource) -> AsyncIterator[bytes]:
-        """An image's file. Raises InputError."""
-        if source.url is None:
-            yield source.data or b""
-            return
+    async def _fetched(self, source: ImageSource, tally: ImageTally) -> AsyncIterator[bytes | Refusal]:
+        """Yields an image's file, or why there is none. A download keeps its slot while the context lasts."""
+        async with AsyncExitStack() as stack:
+            if source.url is None:
+                yield source.data or b""
+                return
+            await stack.enter_async_context(self._downloads)
+            tally.check()
+            yield await self._fetch(source.url, source.param, stack)
+
+    async def _fetch(self, url: str, param: str, stack: AsyncExitStack) -> bytes | Refusal:
         started = time.monotonic()
         try:
-            async with self._tools.fetcher.fetched(source.url) as data:
-                self._tools.metrics.image_fetch_seconds.observe(time.monotonic() - started)
-                yield data
+            fetched: bytes | Refusal = await stack.enter_async_context(self._tools.fetcher.fetched(url))
         except ImageUnavailable as error:
-            self._tools.metrics.image_fetch_seconds.observe(time.monotonic() - started)
-            raise InputError(error.with_traceback(None), source.param) from None
+            fetched = Refusal(str(error), param)
+        self._tools.metrics.image_fetch_seconds.observe(time.monotonic() - started)
+        return fetched
 
-    def _prepare_whole(
-        self, then: Callable[[EmbeddingInput], T], item: RequestItem, source: ImageSource, fusion: Fusion, data: bytes
-    ) -> tuple[PreparedImage, T]:
-        """On a thread: an item's one image, and what the model makes of the whole. Raises InputError, InvalidInput."""
-        image = self._prepare_image(source, fusion, data)
-        return image, then(self._input(item, [part if isinstance(part, str) else image for part in item.parts]))
+    # Stage 2: decode, on a thread
 
-    def _prepare_image(self, source: ImageSource, fusion: Fusion, data: bytes) -> PreparedImage:
-        """On a thread: decode an image and make it small; without a limit of tokens its grid is all that is kept.
-
-        Raises InputError.
-        """
-        settings, model = self._tools.settings, self._preparer
-        original_size: tuple[int, int] | None = None
+    def _decode(self, source: ImageSource, file: bytes) -> PreparedImage | Refusal:
+        """Decodes an image and makes it small. Its grid is all that is kept if the request is only described."""
+        settings, preparer = self._tools.settings, self._preparer
+        sizes: list[tuple[int, int]] = []
 
         def reduced_size(size: tuple[int, int]) -> tuple[int, int] | None:
-            nonlocal original_size
-            original_size = size
-            return model.reduced_size(size)
+            sizes.append(size)
+            return preparer.reduced_size(size)
 
         with self._tools.pixels.share() as wait_for_room:
             try:
-                image = decode_image(data, settings.max_image_bytes, settings.max_image_pixels, wait_for_room, reduced_size)
-                prepared = model.prepare_image(image, original_size)
+                image = decode_image(file, settings.max_image_bytes, settings.max_image_pixels, wait_for_room, reduced_size)
+                prepared = preparer.prepare_image(image, sizes[0])
             except (ImageInvalid, InvalidInput) as error:
-                raise InputError(error.with_traceback(None), source.param) from None
-        return replace(prepared, patches=prepared.patches[:0].copy()) if fusion.max_tokens is None else prepared
+                return Refusal(str(error), source.param)
+        return replace(prepared, patches=prepared.patches[:0].copy()) if self._describing else prepared
 
-    async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
+    def _charge(self, image: PreparedImage, tally: ImageTally) -> None:
+        tally.tokens += image.grid.num_tokens
+        self._memory.add(image.patches.nbytes)
+        tally.num_bytes += image.patches.nbytes
+
+    # Stage 3: assemble, on a thread
+
+    def _assemble(
+        self, item: RequestItem, images: Sequence[PreparedImage], assemble: Callable[[EmbeddingInput], T]
+    ) -> T | Refusal:
+        """Hands an item to the model's preparer, with its images in their places."""
+        left = iter(images)
+        parts = [part if isinstance(part, str) else next(left) for part in item.parts]
+        try:
+            return assemble(self._input(item, parts))
+        except InvalidInput as error:
+            return Refusal(str(error), item.param)
+
+    def _decode_and_assemble(
+        self, item: RequestItem, source: ImageSource, file: bytes, assemble: Callable[[EmbeddingInput], T]
+    ) -> tuple[PreparedImage | None, T | Refusal]:
+        """Runs stages 2 and 3 in one job, for an item with one image: returns its patches, and what is made of the whole."""
+        image = self._decode(source, file)
+        return (None, image) if isinstance(image, Refusal) else (image, self._assemble(item, [image], assemble))
+
+    # What the stages share
+
+    async def _run_job(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Runs a function on a thread, as one of the request's jobs."""
         async with self._jobs:
-            return await self._on_thread(function, *arguments)
+            return await run_on(self._pool, function, *arguments)
 
-    async def _on_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await run_on(self._pool, function, *arguments)
+    def _input(self, item: RequestItem, parts: Sequence[Any]) -> EmbeddingInput:
+        """Makes an item what the model takes, its images decoded to `parts`."""
+        return EmbeddingInput(tuple(parts), item.instruction, item.verbatim, self._request.max_tokens, self._request.truncate)
+
+    def _checked(self, result: PreparedInput | Refusal, item: RequestItem) -> PreparedInput | Refusal:
+        """Gives a refusal its place in the request. Raises Refused unless the request takes partial results."""
+        if isinstance(result, PreparedInput):
+            return result
+        refusal = located(result, item)
+        if not self._request.partial:
+            raise Refused(refusal)
+        return refusal
 
     def _is_short(self) -> bool:
-        """Whether the whole request is one short text, under a short instruction."""
+        """Tells whether the whole request is one short text, under a short instruction."""
         (item, *more) = self._request.items
         if more or not isinstance(item, RequestItem) or len(item.parts) > 1:
             return False
         return item.is_text and item.characters <= INLINE_CHARACTERS
 
     def _chunks(self, indices: Sequence[int]) -> Iterator[list[int]]:
+        """Groups items of text for `_prepare_texts`."""
         chunk: list[int] = []
         parts = characters = 0
         for index in indices:
@@ -282,26 +294,14 @@ class Preparation:
         assert isinstance(item, RequestItem)
         return item
 
-    def _input(self, item: RequestItem, parts: Sequence[Any]) -> EmbeddingInput:
-        """An item as the model takes it, its images decoded to `parts`."""
-        return EmbeddingInput(tuple(parts), item.instruction, item.verbatim, self._request.max_tokens, self._request.truncate)
 
-    def _placed(self, result: Prepared, index: int) -> Prepared:
-        """The result, an error with its place: raised unless the request takes partial results."""
-        if isinstance(result, PreparedInput):
-            return result
-        error = result if isinstance(result, InputError) else InputError(result, self._item(index).param)
-        if self._request.partial:
-            return error
-        try:
-            raise error
-        finally:
-            # A frame that holds the error whose traceback holds the frame: a cycle, and all that was prepared in it.
-            del error, result
+def located(refusal: Refusal, item: RequestItem) -> Refusal:
+    """Gives a refusal the item's place in the request, unless it names a part of it."""
+    return refusal if refusal.param else replace(refusal, param=item.param)
 
 
 async def run_all(jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Results in order, like gather; but when one fails the others are cancelled, and are over before its error is raised.
+    """Gathers results in order; but when one job fails the others are cancelled, and are over before its error is raised.
 
     Not a TaskGroup: its exception group holds itself, and with it the frames of all jobs, until the garbage collector comes.
     """

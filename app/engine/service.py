@@ -1,79 +1,60 @@
 """EmbeddingService: one request end to end. Reserve, prepare, submit, finish.
 
-An input fails alone: with `partial` its error takes its row, without it the request is refused and names the input.
+An input fails alone: with `partial` a Refusal takes its row, without it the request is refused and names the input.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from app.dialects.request import EmbeddingRequest
-from app.engine.memory import MemoryShare, RequestTooLarge
-from app.engine.preparation import Preparation, Tools, expected_bytes
-from app.engine.threads import run_on
-from app.errors import spec_for
-from models.base import Description, PreparedInput, Preparer
+from app.dialects.contract import EmbeddingRequest, Usage
+from app.engine.memory import MemoryShare, RequestTooLarge, expected_bytes
+from app.engine.preparation import Preparation, Tools
+from app.engine.threads import BodyThreads
+from models.base import Description, PreparedInput, Preparer, Refusal
 from models.vectors import to_dimension
-from scheduler.entry import Vector
-from scheduler.errors import DeadlineExceeded
+from scheduler.errors import BatchFailed, DeadlineExceeded, SchedulerError
 from scheduler.scheduler import Scheduler
+from scheduler.work import Vector
 
-T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 # Replies of more rows are put together off the event loop: about a millisecond of work.
 LARGE_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens that the model read."""
-
-    text_tokens: int
-    image_tokens: int
-
-    @property
-    def total(self) -> int:
-        return self.text_tokens + self.image_tokens
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
-    """A request's answer: a unit vector, float32 of shape (dimension,), or an error for each input; timings in seconds."""
+    """A request's answer: a unit vector, float32 of shape (dimension,), or a Refusal for each input; timings in seconds."""
 
-    rows: Sequence[npt.NDArray[np.float32] | Exception]
+    rows: Sequence[npt.NDArray[np.float32] | Refusal]
     usage: Usage
     timings: dict[str, float]
 
 
 class EmbeddingService:
-    """The way from a validated request to its vectors. `bodies` are threads for large bodies and replies: not those that prepare
-    inputs, so that neither waits for the other."""
+    """The way from a validated request to its vectors. `preparer` raises NotReady while the model loads."""
 
-    def __init__(self, scheduler: Scheduler, preparer: Callable[[], Preparer], tools: Tools, bodies: Executor) -> None:
+    def __init__(self, scheduler: Scheduler, preparer: Callable[[], Preparer], tools: Tools, bodies: BodyThreads) -> None:
         self._scheduler = scheduler
         self._preparer = preparer
         self._tools = tools
         self._metrics = tools.metrics
         self._bodies = bodies
 
-    def dimension(self) -> int:
-        """The components of a vector where a request asks for no other number. Raises NotReady."""
-        return self._tools.settings.embedding_dimension or self._preparer().info.width
-
     async def embed(self, request: EmbeddingRequest, deadline: float, memory: MemoryShare) -> Outcome:
-        """Embed every item of a request. `deadline` is on the loop's clock; `memory` gets what is made of the request.
+        """Embeds every item of a request. `deadline` is on the loop's clock; `memory` is charged for what is made.
 
-        Raises InputError for an input at fault, the scheduler's errors, and as MemoryShare does.
+        Raises Refused for an input at fault, the scheduler's errors, and as MemoryShare does.
         """
         started = time.monotonic()
         with self._scheduler.reserve(len(request.items)) as places:
@@ -86,13 +67,11 @@ class EmbeddingService:
             self._metrics.prepare_seconds.observe(prepare_seconds)
             good = [item for item in prepared if isinstance(item, PreparedInput)]
             futures = places.submit(good, deadline) if good else []
-        vectors = iter(await self._wait(futures, request))
-        answers = [next(vectors) if isinstance(item, PreparedInput) else item for item in prepared]
-        finish = partial(self._finish, request, prepared, answers, prepare_seconds)
-        return await self.off_loop(finish) if len(answers) > LARGE_ROWS else finish()
+        answers = await self._wait(futures, request, prepared)
+        return await self._bodies.run(len(answers) > LARGE_ROWS, self._finish, request, prepared, answers, prepare_seconds)
 
-    async def describe(self, request: EmbeddingRequest, deadline: float, memory: MemoryShare) -> list[Description | Exception]:
-        """What the model would read of every item; an error in the place of an item that cannot be had at all.
+    async def describe(self, request: EmbeddingRequest, deadline: float, memory: MemoryShare) -> list[Description | Refusal]:
+        """Describes what the model would read of every item, or says why an item cannot be had at all.
 
         Raises the scheduler's errors, RequestTooLarge for prompts that are longer together than a body may be, as those of a
         long instruction for many items are, and as MemoryShare does.
@@ -106,31 +85,34 @@ class EmbeddingService:
             async with until(deadline):
                 return await Preparation(self._tools, self._preparer(), request, memory).describe()
 
-    async def off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run the parsing of a large body, or the writing of a large reply, off the event loop."""
-        return await run_on(self._bodies, function, *arguments)
-
-    async def _wait(self, futures: Sequence[asyncio.Future[Vector]], request: EmbeddingRequest) -> list[Vector | Exception]:
-        """Every input's vector, or its error where the request takes partial results."""
+    async def _wait(
+        self, futures: Sequence[asyncio.Future[Vector]], request: EmbeddingRequest, prepared: Sequence[PreparedInput | Refusal]
+    ) -> list[Vector | Refusal]:
+        """Waits for the vector of every prepared input, or for its error if the request takes partial results."""
         try:
-            return await asyncio.gather(*futures, return_exceptions=request.partial)  # type: ignore[return-value]
+            results: Iterator[Any] = iter(await asyncio.gather(*futures, return_exceptions=request.partial))
         finally:
             for future in futures:
-                # Where one has failed, or the caller has gone, nobody waits for the others.
+                # If one has failed, or the caller has gone, nobody waits for the others.
                 future.cancel()
                 if future.cancelled():
                     self._metrics.dropped.labels("cancelled").inc()
-                elif error := future.exception():
-                    self._metrics.dropped.labels(spec_for(error).reason).inc()
+                elif isinstance(error := future.exception(), SchedulerError):
+                    self._metrics.dropped.labels(error.reason).inc()
+        answers: list[Any] = [item if isinstance(item, Refusal) else next(results) for item in prepared]
+        faults = [answer for answer in answers if isinstance(answer, BatchFailed)]
+        if faults:
+            log.error("%d of %d inputs failed", len(faults), len(answers), exc_info=faults[0])
+        return [Refusal(str(one), reason=one.reason) if isinstance(one, SchedulerError) else one for one in answers]
 
     def _finish(
         self,
         request: EmbeddingRequest,
-        prepared: Sequence[PreparedInput | Exception],
-        answers: Sequence[Vector | Exception],
+        prepared: Sequence[PreparedInput | Refusal],
+        answers: Sequence[Vector | Refusal],
         prepare_seconds: float,
     ) -> Outcome:
-        """Cut to the dimension, and count."""
+        """Cuts vectors to the dimension, and counts."""
         done = [
             (item, answer)
             for item, answer in zip(prepared, answers, strict=True)
@@ -141,7 +123,8 @@ class EmbeddingService:
         self._metrics.count_inputs(done)
         rows: Iterator[npt.NDArray[np.float32]] = iter(())
         if vectors:
-            rows = iter(to_dimension(np.stack([vector.row for vector in vectors]), request.dimensions or self.dimension()))
+            dimension = request.dimensions or self._tools.settings.embedding_dimension or self._preparer().info.width
+            rows = iter(to_dimension(np.stack([vector.row for vector in vectors]), dimension))
         return Outcome(
             rows=[next(rows) if isinstance(answer, Vector) else answer for answer in answers],
             usage=usage,
@@ -155,7 +138,7 @@ class EmbeddingService:
 
 @asynccontextmanager
 async def until(deadline: float) -> AsyncIterator[None]:
-    """Raises DeadlineExceeded where what is inside is not done by `deadline`, on the loop's clock."""
+    """Raises DeadlineExceeded if what is inside is not done by `deadline`, on the loop's clock."""
     try:
         async with asyncio.timeout_at(deadline):
             yield

@@ -9,23 +9,23 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from app.errors import Unauthorized
-from app.http.keys import LOG, SETTINGS
-from app.http.routes import PUBLIC
+from app.http.keys import LOG, ROUTES, SETTINGS
 from app.settings import ApiKey
 
 
 @web.middleware
 async def auth_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse a protected route without a right key, before its body is read. Unknown paths and methods need none."""
+    """Refuses a protected route without a right key, before its body is read. Unknown paths and methods need none."""
     settings = request.app[SETTINGS]
     resource = request.match_info.route.resource
-    if resource is not None and resource.canonical not in PUBLIC and not settings.auth_disabled:
+    row = request.app[ROUTES].get(resource.canonical) if resource else None
+    if row and not row.public and not settings.auth_disabled:
         request[LOG].key_name = check_key(request.headers.getall("Authorization", []), settings.api_keys)
     return await handler(request)
 
 
 def check_key(headers: Sequence[str], keys: Sequence[ApiKey]) -> str:
-    """The name of the key that the one Authorization header carries. Raises Unauthorized."""
+    """Returns the name of the key that the one Authorization header carries. Raises Unauthorized."""
     scheme, _, token = (headers[0] if len(headers) == 1 else "").partition(" ")
     if scheme.lower() != "bearer":
         raise Unauthorized

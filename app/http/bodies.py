@@ -11,8 +11,8 @@ from app.errors import BodyBroken, BodyCompressed, BodyTimeout, BodyTooLarge
 
 
 async def read_body(request: web.Request, max_bytes: int, timeout_s: float, memory: MemoryShare) -> bytearray:
-    """The whole body, not copied once more. The length that the headers announce is checked before anything is read; what comes
-    is added to `memory`.
+    """Reads the whole body, and copies it no more than once. The length that the headers announce is checked before anything is
+    read; `memory` is charged for what comes.
 
     Raises BodyCompressed, BodyTooLarge, BodyTimeout, BodyBroken, and as MemoryShare does.
     """

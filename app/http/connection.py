@@ -1,11 +1,13 @@
-"""aiohttp's connection handler, with some of its habits changed.
+"""aiohttp's connection handler, with five of its habits changed.
 
-What is no HTTP, or expects what nobody knows, is answered before any middleware: here in the JSON form too, and without a
-traceback in the log. A body whose framing breaks off is at an end for whoever reads it. What comes after the last reply of a
-connection is thrown away as it is, but for the rest of a body of known length: to parse a million chunks takes half a second.
-And neither end may keep the other waiting for good: a request's head must be there in time, from the connection's start on, or
-from its first byte where the connection has served before; and a reply, which counts as memory until then, must be taken in
-time, or a large one at some speed.
+- Malformed HTTP, which is answered before any middleware, gets a JSON error too, and no traceback in the log.
+- A body whose framing breaks off raises in whoever reads it.
+- What comes after the last reply of a connection is thrown away unparsed, but for the rest of a body of known length: to parse a
+  million chunks takes half a second.
+- A request's head has a time limit, from the connection's start, or from its first byte if the connection has served before.
+- A reply counts as memory until its client has taken it, and has a time limit; a large one, a least speed.
+
+It uses private names of aiohttp, so setup.cfg bounds its version; tests/app/http/test_aiohttp_privates.py says what each must do.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 from aiohttp import hdrs, web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
+from app.dialects.contract import Dialect
 from app.engine.memory import MemoryBudget
 from app.errors import MalformedRequest
 from app.http.error_replies import error_reply
@@ -34,19 +37,28 @@ READ_BYTES = 1 << 16
 REPLY_BYTES_PER_S = 1 << 18
 
 
-def json_error(error: BaseException) -> web.Response:
-    """The reply to what no middleware sees; the connection ends with it."""
-    reply = error_reply(error)
+def last_reply(error: BaseException, dialect: Dialect) -> web.Response:
+    """Makes the reply to what no middleware sees; the connection ends with it."""
+    reply = error_reply(error, dialect)
     reply.headers["X-Request-Id"] = uuid.uuid4().hex
     reply.force_close()
     return reply
 
 
 class JsonRequestHandler(RequestHandler):
-    """One connection. `header_timeout_s` and `reply_timeout_s` are in seconds; `on_refused` is told of what no middleware sees:
-    "malformed", "header_timeout" or "reply_timeout"."""
+    """Handles one connection. `header_timeout_s` and `reply_timeout_s` are in seconds; `on_refused` is told of what no
+    middleware sees: "malformed", "header_timeout" or "reply_timeout"."""
 
-    __slots__ = ("_discards", "_head_timer", "_header_timeout_s", "_memory", "_on_refused", "_reply_timeout_s", "_reply_timer")
+    __slots__ = (
+        "_dialect",
+        "_discards",
+        "_head_timer",
+        "_header_timeout_s",
+        "_memory",
+        "_on_refused",
+        "_reply_timeout_s",
+        "_reply_timer",
+    )
 
     def __init__(
         self,
@@ -55,6 +67,7 @@ class JsonRequestHandler(RequestHandler):
         header_timeout_s: float,
         reply_timeout_s: float,
         memory: MemoryBudget,
+        dialect: Dialect,
         on_refused: Callable[[str], None],
         **options: Any,
     ) -> None:
@@ -62,6 +75,7 @@ class JsonRequestHandler(RequestHandler):
         self._header_timeout_s = header_timeout_s
         self._reply_timeout_s = reply_timeout_s
         self._memory = memory
+        self._dialect = dialect
         self._on_refused = on_refused
         self._head_timer: asyncio.TimerHandle | None = None
         self._reply_timer: asyncio.TimerHandle | None = None
@@ -90,13 +104,13 @@ class JsonRequestHandler(RequestHandler):
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        """The reply to what the parser refuses, or to what no middleware has caught."""
+        """Makes the reply to what the parser refuses, or to what no middleware has caught."""
         malformed = status == 400
         if not malformed:
             log.error("unhandled error", exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("a reply has begun already")
-        reply = json_error(MalformedRequest() if malformed else exc or RuntimeError())
+        reply = last_reply(MalformedRequest() if malformed else exc or RuntimeError(), self._dialect)
         if malformed:
             self._on_refused("malformed")
             log.info("%s - malformed HTTP %d", reply.headers["X-Request-Id"], reply.status)
@@ -105,9 +119,9 @@ class JsonRequestHandler(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Write the reply. Middlewares let no HTTPException pass: one that comes here was raised before them."""
+        """Writes the reply. Middlewares let no HTTPException pass: one that comes here was raised before them."""
         if isinstance(resp, web.HTTPException):
-            resp = json_error(resp)
+            resp = last_reply(resp, self._dialect)
         resp.headers[hdrs.SERVER] = SERVER
         body = resp.body if isinstance(resp, web.Response) else None
         size = len(body) if isinstance(body, bytes) else 0
@@ -123,7 +137,7 @@ class JsonRequestHandler(RequestHandler):
         return finished
 
     def _end_broken_body(self) -> None:
-        """Where the parser has failed within a body, tell its reader: the C parser tells nobody."""
+        """Tells the reader of a body that the parser has failed within it: the C parser tells nobody."""
         if not self._messages or not isinstance(self._messages[-1][0], _ErrInfo):
             return
         if len(self._messages) > 1:
@@ -157,8 +171,8 @@ class JsonRequestHandler(RequestHandler):
         self._reply_timer = self._loop.call_later(self._reply_timeout_s, self._look_at_reply, unsent)
 
     def _look_at_reply(self, unsent: int) -> None:
-        """`unsent` bytes of a reply were left when the timer was started: those that are gone since then prolong it, or are too
-        few."""
+        """Ends the connection if its client takes the reply too slowly. `unsent` bytes were left when the timer was started;
+        enough of them gone since then prolong it."""
         if not isinstance(self.transport, asyncio.Transport):
             return
         left = self.transport.get_write_buffer_size()

@@ -1,17 +1,20 @@
-"""Where things of the application and of a request are kept: typed keys, nothing else."""
+"""Typed keys under which things of the application and of a request are kept, and nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 if TYPE_CHECKING:
+    from app.dialects.contract import Dialect
     from app.engine.engine import Engine
     from app.engine.memory import MemoryBudget
     from app.engine.metrics import Metrics
     from app.engine.service import EmbeddingService
+    from app.http.routes import Route
     from app.lifecycle import Lifecycle
     from app.settings import Settings
     from scheduler.scheduler import Scheduler
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
 class RequestLog:
     """What one request adds to its log line, its headers and the metrics as it goes along."""
 
-    request_id: str
     key_name: str = "-"
     inputs: int = 0
     tokens: int = 0
@@ -35,4 +37,8 @@ SERVICE: web.AppKey[EmbeddingService] = web.AppKey("SERVICE")
 MEMORY: web.AppKey[MemoryBudget] = web.AppKey("MEMORY")
 METRICS: web.AppKey[Metrics] = web.AppKey("METRICS")
 LIFECYCLE: web.AppKey[Lifecycle] = web.AppKey("LIFECYCLE")
+# The dialect of what no route is for.
+DIALECT: web.AppKey[Dialect] = web.AppKey("DIALECT")
+# Canonical path -> its route.
+ROUTES: web.AppKey[Mapping[str, Route]] = web.AppKey("ROUTES")
 LOG: web.RequestKey[RequestLog] = web.RequestKey("LOG")

@@ -12,8 +12,8 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from app.http.error_replies import error_reply, reply_spec
-from app.http.keys import LIFECYCLE, LOG, METRICS, SETTINGS, RequestLog
-from app.http.routes import PUBLIC
+from app.http.keys import DIALECT, LIFECYCLE, LOG, METRICS, ROUTES, SETTINGS, RequestLog
+from app.logs import REQUEST_ID
 
 log = logging.getLogger(__name__)
 
@@ -22,48 +22,50 @@ _EXPOSED = "X-Request-Id, X-Model-Fingerprint, Server-Timing, Retry-After"
 
 
 def request_id(given: str | None) -> str:
-    """The caller's id, if it is 1 to 128 visible ASCII characters, else a new one."""
+    """Returns the caller's id, if it is 1 to 128 visible ASCII characters, else a new one."""
     return given if given and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 @web.middleware
 async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every reply gets its id and its log line, every exception its JSON form."""
+    """Gives every reply its id and its log line, and every exception the form that its dialect has for it."""
     started = time.monotonic()
     lifecycle = request.app[LIFECYCLE]
-    entry = request[LOG] = RequestLog(request_id(request.headers.get("X-Request-Id")))
+    entry = request[LOG] = RequestLog()
+    own_id = request_id(request.headers.get("X-Request-Id"))
+    REQUEST_ID.set(own_id)
     resource = request.match_info.route.resource
-    route = resource.canonical if resource else "-"
+    path = resource.canonical if resource else "-"
+    row = request.app[ROUTES].get(path)
     try:
         async with lifecycle.request():
             reply = await handler(request)
     except asyncio.CancelledError:
-        log.info("%s %s %s client gone %.1fms", entry.request_id, request.method, route, (time.monotonic() - started) * 1000)
+        log.info("%s %s client gone %.1fms", request.method, path, (time.monotonic() - started) * 1000)
         raise
     except Exception as error:
         spec = reply_spec(error)
         if spec.status >= 500 and spec.reason == "fault":
-            log.error("%s %s %s failed", entry.request_id, request.method, route, exc_info=error)
+            log.error("%s %s failed", request.method, path, exc_info=error)
         request.app[METRICS].rejected.labels(spec.reason).inc()
-        reply = error_reply(error)
+        reply = error_reply(error, row.dialect if row else request.app[DIALECT])
         if not request.content.is_eof() or request.content.exception():
             # What is left of the body is not worth reading.
             reply.force_close()
     elapsed = time.monotonic() - started
-    reply.headers["X-Request-Id"] = entry.request_id
+    reply.headers["X-Request-Id"] = own_id
     if entry.timings:
         reply.headers["Server-Timing"] = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in entry.timings.items())
     if lifecycle.draining:
         reply.force_close()
-    if route not in PUBLIC:
+    if not (row and row.public):
         metrics = request.app[METRICS]
         metrics.requests.labels(str(reply.status)).inc()
         metrics.request_seconds.observe(elapsed)
         log.info(
-            "%s %s %s %d key=%s inputs=%d tokens=%d %.1fms",
-            entry.request_id,
+            "%s %s %d key=%s inputs=%d tokens=%d %.1fms",
             request.method,
-            route,
+            path,
             reply.status,
             entry.key_name,
             entry.inputs,
@@ -75,7 +77,7 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
 
 @web.middleware
 async def cors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let pages of CORS_ORIGINS use the service, its errors included. A preflight carries no key and needs none."""
+    """Lets pages of CORS_ORIGINS use the service, its errors included. A preflight carries no key and needs none."""
     allowed = request.app[SETTINGS].cors_origins
     origin = request.headers.get(hdrs.ORIGIN, "")
     if not origin or not ("*" in allowed or origin.lower() in allowed):

@@ -15,7 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from app.http.connection import JsonRequestHandler
-from app.http.keys import LIFECYCLE, MEMORY, METRICS, SCHEDULER, SETTINGS
+from app.http.keys import DIALECT, LIFECYCLE, MEMORY, METRICS, SCHEDULER, SETTINGS
 from app.lifecycle import ExitCode, Lifecycle
 from scheduler.scheduler import Scheduler
 
@@ -40,7 +40,7 @@ CUT_OFF_S = 0.1
 
 
 async def serve(app: web.Application) -> ExitCode:
-    """Serve until a signal or a failure asks for the end, and stop in order."""
+    """Serves until a signal or a failure asks for the end, and stops in order; returns the exit code."""
     settings, lifecycle, scheduler = app[SETTINGS], app[LIFECYCLE], app[SCHEDULER]
     runner = web.AppRunner(app, handle_signals=False, handler_cancellation=True, access_log=None, shutdown_timeout=CUT_OFF_S)
     handle_signals(lifecycle)
@@ -71,7 +71,7 @@ async def serve(app: web.Application) -> ExitCode:
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
-    """A listening socket for every address of `host`. Raises OSError."""
+    """Opens a listening socket for every address of `host`. Raises OSError."""
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
     try:
@@ -85,13 +85,14 @@ def bind(host: str, port: int) -> list[socket.socket]:
 
 
 async def listen(runner: web.AppRunner, sock: socket.socket, header_timeout_s: float) -> asyncio.Server:
-    """Accept connections on a socket, handled by our own connection handler rather than TCPSite's."""
+    """Accepts connections on a socket, handled by our own connection handler rather than TCPSite's."""
     loop, rejected = asyncio.get_running_loop(), runner.app[METRICS].rejected
     options: dict[str, Any] = {
         "loop": loop,
         "header_timeout_s": header_timeout_s,
         "reply_timeout_s": REPLY_S,
         "memory": runner.app[MEMORY],
+        "dialect": runner.app[DIALECT],
         "on_refused": lambda reason: rejected.labels(reason).inc(),
         "keepalive_timeout": KEEPALIVE_S,
         "lingering_time": LINGERING_S,
@@ -103,7 +104,8 @@ async def listen(runner: web.AppRunner, sock: socket.socket, header_timeout_s: f
 
 
 async def drain(lifecycle: Lifecycle, scheduler: Scheduler, give_up_at: float, grace: float) -> None:
-    """Refuse new work, answer what is accepted, keep the port open for `grace` seconds; give up at a time on the loop's clock."""
+    """Refuses new work, answers what is accepted, and keeps the port open for `grace` seconds; gives up at a time on the loop's
+    clock."""
     log.info("draining: %d requests under way", lifecycle.in_flight)
     lifecycle.draining = True
     scheduler.drain()
@@ -123,7 +125,7 @@ async def drain(lifecycle: Lifecycle, scheduler: Scheduler, give_up_at: float, g
 
 
 async def finish_replies(runner: web.AppRunner, cut_off_at: float) -> None:
-    """Close idle connections, and let the replies that are being written go out: until a time on the loop's clock.
+    """Closes idle connections, and lets the replies that are being written go out, until a time on the loop's clock.
 
     For connections that the listeners, closed by now, have accepted in their last moment there is one more: aiohttp never wakes
     one that it is told to close before its handler has begun to wait.
@@ -137,7 +139,7 @@ async def finish_replies(runner: web.AppRunner, cut_off_at: float) -> None:
 
 
 def handle_signals(lifecycle: Lifecycle) -> None:
-    """SIGTERM and SIGINT ask for the end; the second one is the end."""
+    """Has SIGTERM and SIGINT ask for the end; the second one is the end."""
     loop = asyncio.get_running_loop()
     seen: list[int] = []
 

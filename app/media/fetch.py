@@ -19,8 +19,6 @@ import aiohttp
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
-from app.dialects.items import MAX_URL_LENGTH
-
 _log = logging.getLogger(__name__)
 
 _MAX_REDIRECTS = 3
@@ -55,7 +53,7 @@ class ImageUnavailable(Exception):
 
 
 class _Refusal(Exception):
-    """Why, in words that follow the host's name."""
+    """Why an image cannot be had, in words that follow the host's name."""
 
 
 class _AddressRefused(OSError):
@@ -63,7 +61,7 @@ class _AddressRefused(OSError):
 
 
 def is_public_address(address: str) -> bool:
-    """Whether a numeric address, as the system is about to dial it, is a public unicast host."""
+    """Tells whether a numeric address, as the system is about to dial it, is a public unicast host."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -74,8 +72,8 @@ def is_public_address(address: str) -> bool:
 
 
 def _guarded_socket(addr_info: aiohttp.AddrInfoType) -> socket.socket:
-    """The guard. Nothing is dialled without a socket from here: literals, odd spellings, redirects and names that resolve anew
-    alike, so there is no moment between the check and the connection."""
+    """Guards every connection: nothing is dialled without a socket from here: literals, odd spellings, redirects and names
+    that resolve anew alike, so there is no moment between the check and the connection."""
     family, kind, protocol, _, sockaddr = addr_info
     if not is_public_address(str(sockaddr[0])):
         raise _AddressRefused("not a public address")
@@ -89,9 +87,18 @@ class ImageFetcher:
     address and not the host, so they have a session, and with it a pool of connections, of their own.
     """
 
-    def __init__(self, *, timeout_s: float, max_bytes: int, allowed_hosts: frozenset[str], max_concurrent: int = 32) -> None:
+    def __init__(
+        self,
+        *,
+        timeout_s: float,
+        max_bytes: int,
+        max_url_length: int,
+        allowed_hosts: frozenset[str],
+        max_concurrent: int = 32,
+    ) -> None:
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
+        self._max_url_length = max_url_length
         self._allowed_hosts = allowed_hosts
         self._slots = asyncio.Semaphore(max_concurrent)
         self._resources = AsyncExitStack()
@@ -108,9 +115,9 @@ class ImageFetcher:
 
     @asynccontextmanager
     async def fetched(self, url: str) -> AsyncIterator[bytes]:
-        """The body that `url` leads to. It keeps its slot while the context lasts: what is fetched and not yet used is bounded.
-        One deadline covers every redirect and the body, from when there is a free slot: a healthy host must not be blamed for the
-        slow ones before it.
+        """Yields the body that `url` leads to. It keeps its slot while the context lasts: what is fetched and not yet used is
+        bounded. One deadline covers every redirect and the body, from when there is a free slot: a healthy host must not be
+        blamed for the slow ones before it.
 
         Raises ImageUnavailable, whatever goes wrong.
         """
@@ -119,7 +126,7 @@ class ImageFetcher:
 
     async def _fetch(self, url: str) -> bytes:
         try:
-            target = _parse(url)
+            target = _parse(url, self._max_url_length)
         except _Refusal:
             raise ImageUnavailable("image URL is not a valid http or https URL") from None
         try:
@@ -139,7 +146,7 @@ class ImageFetcher:
             async with self._session_for(target).get(target, allow_redirects=False) as response:
                 if response.status not in _REDIRECT_STATUSES:
                     return await self._body(response)
-                target = _redirect_target(response)
+                target = _redirect_target(response, self._max_url_length)
         raise _Refusal(f"is redirected more than {_MAX_REDIRECTS} times")
 
     def _session_for(self, url: URL) -> aiohttp.ClientSession:
@@ -169,7 +176,7 @@ class ImageFetcher:
 
 
 def _session(socket_factory: aiohttp.SocketFactoryType | None) -> aiohttp.ClientSession:
-    """A session that takes nothing from the environment, keeps no cookies and leaves all time limits to `fetch`."""
+    """Makes a session that takes nothing from the environment, keeps no cookies and leaves all time limits to `fetch`."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, resolver=ThreadedResolver(), socket_factory=socket_factory),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -180,8 +187,8 @@ def _session(socket_factory: aiohttp.SocketFactoryType | None) -> aiohttp.Client
     )
 
 
-def _parse(text: str, base: URL | None = None) -> URL:
-    if len(text) > MAX_URL_LENGTH or _CONTROL_CHARACTER.search(text):
+def _parse(text: str, max_length: int, base: URL | None = None) -> URL:
+    if len(text) > max_length or _CONTROL_CHARACTER.search(text):
         raise _Refusal("is redirected to a URL that is not valid")
     try:
         url = URL(text) if base is None else base.join(URL(text))
@@ -193,11 +200,11 @@ def _parse(text: str, base: URL | None = None) -> URL:
     return url
 
 
-def _redirect_target(response: aiohttp.ClientResponse) -> URL:
+def _redirect_target(response: aiohttp.ClientResponse, max_length: int) -> URL:
     location = response.headers.get("Location")
     if not location:
         raise _Refusal("cannot be had: its server redirects nowhere")
-    return _parse(location, base=response.url)
+    return _parse(location, max_length, base=response.url)
 
 
 def _reason(error: Exception) -> str:

@@ -106,8 +106,8 @@ def decode_image(
     wait_for_room: Callable[[int], None] = lambda pixels: None,
     reduced_size: Callable[[Size], Size | None] = lambda size: None,
 ) -> Image.Image:
-    """The first frame of a PNG, JPEG, WEBP, GIF, BMP or TIFF file, in mode RGB, without its metadata, but for the one colour that
-    is transparent: it stays as it is, and `info` says which.
+    """Decodes the first frame of a PNG, JPEG, WEBP, GIF, BMP or TIFF file, in mode RGB, without its metadata, but for the one
+    colour that is transparent: it stays as it is, and `info` says which.
 
     `wait_for_room` is called before pixels are decoded, with their number: twice where they cost twice as much, as WEBP's do.
     `reduced_size` is called before that, with (width, height): it may return a size to which the image will be reduced, and then
@@ -156,8 +156,9 @@ def _decode(
 
 
 def _is_read_in_rows(image: Image.Image, file: _MeteredFile) -> bool:
-    """Whether a JPEG, open and read up to its first scan, is decoded row by row. Where that scan is not all of it, libjpeg keeps
-    what all scans say of the whole image, 6 bytes for a pixel, at whatever size it is decoded (jdinput.c, has_multiple_scans)."""
+    """Tells whether a JPEG, open and read up to its first scan, is decoded row by row. If that scan is not all of it, libjpeg
+    keeps what all scans say of the whole image, 6 bytes for a pixel, at whatever size it is decoded (jdinput.c,
+    has_multiple_scans)."""
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.format != "JPEG" or "progressive" in image.info:
         return False
     head = bytes(file.getbuffer()[max(0, file.tell() - _SCAN_HEAD) : file.tell()])
@@ -166,7 +167,7 @@ def _is_read_in_rows(image: Image.Image, file: _MeteredFile) -> bool:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """As qwen_vl_utils.vision_process.to_rgb: only mode RGBA is composited, on white."""
+    """Converts as qwen_vl_utils.vision_process.to_rgb does: only mode RGBA is composited, on white."""
     if image.mode == "RGB":
         # As it is: `convert` would copy it.
         image.load()
@@ -192,7 +193,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _silence_pillow() -> None:
-    """Keep Pillow's warnings about odd files from being printed, or raised under `-W error`.
+    """Keeps Pillow's warnings about odd files from being printed, or raised under `-W error`.
 
     Filters belong to the process, and anyone may reset them (pytest does for every test), so this looks each time. It only ever
     adds one, which threads may do at once; `catch_warnings` would put back, in one thread, what another relies on.
@@ -202,7 +203,7 @@ def _silence_pillow() -> None:
 
 
 def _defused(data: bytes, max_pixels: int) -> bytes:
-    """The same pixels, less what would be costly before a size is known."""
+    """Returns the same pixels, less what would be costly before a size is known."""
     if data.startswith(b"\xff\xd8"):
         return _defused_jpeg(data)
     if data.startswith((b"II", b"MM")):
@@ -211,7 +212,7 @@ def _defused(data: bytes, max_pixels: int) -> bytes:
 
 
 def _defused_jpeg(data: bytes) -> bytes:
-    """Hide EXIF, which Pillow parses for the resolution alone, and refuse what has too many scans."""
+    """Hides EXIF, which Pillow parses for the resolution alone, and refuses what has too many scans."""
     if sum(1 for _ in islice(_search(_JPEG_SCAN, data), _MAX_JPEG_SCANS + 1)) > _MAX_JPEG_SCANS:
         raise ImageInvalid(f"image has more than {_MAX_JPEG_SCANS} JPEG scans")
     hidden: bytearray | None = None
@@ -222,7 +223,7 @@ def _defused_jpeg(data: bytes) -> bytes:
 
 
 def _search(pattern: re.Pattern[bytes], data: bytes) -> Iterator[re.Match[bytes]]:
-    """Every match, in order; those of a pattern that may not overlap itself."""
+    """Yields every match, in order; those of a pattern that may not overlap itself."""
     for start in range(0, len(data), _SEARCHED):
         for match in pattern.finditer(data, start, start + _SEARCHED + _OVERLAP):
             if match.start() < start + _SEARCHED:
@@ -230,7 +231,7 @@ def _search(pattern: re.Pattern[bytes], data: bytes) -> Iterator[re.Match[bytes]
 
 
 def _defused_tiff(data: bytes, max_pixels: int) -> bytes:
-    """Look at the first directory: bound its fields and its tiles, which are decoded whole however small the image, and hide
+    """Looks at the first directory: bounds its fields and its tiles, which are decoded whole however small the image, and hide
     the pointers to directories of metadata. A directory that does not lie within the file raises struct.error."""
     if data[:4] not in _TIFF_LAYOUTS:
         raise ImageInvalid(_UNREADABLE)

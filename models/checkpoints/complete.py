@@ -1,4 +1,4 @@
-"""What a whole checkpoint is: the files that must be there, and that each is what it says, by its name, length and header."""
+"""The check that a checkpoint is whole: every file that it needs is there, and has the form and the length that it must have."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pathlib import Path
 from models.base import ModelLoadError
 from models.checkpoints.modules_json import read_modules
 
-# Files whose inside is looked at: the weights and what is read with them.
+# Files whose content is checked: the weights, and what is read with them.
 _CHECKED = (".safetensors", ".json", ".jinja", ".model", "merges.txt", "vocab.txt")
-# What the modules of sentence-transformers have of their own, in folders of their own.
+# What a module of sentence-transformers needs in its own folder, by its type.
 _MODULES_NEED = {"Pooling": ("config",), "Dense": ("config", "weights"), "LayerNorm": ("config", "weights")}
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # safetensors itself refuses a header over 100 MB.
 _MAX_HEADER_BYTES = 100_000_000
-# What reading JSON of another form than expected may raise.
+# Errors that may be raised while JSON of an unexpected form is read.
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
 def check_complete(path: Path, allow_pickle: bool) -> None:
     """Raise ModelLoadError, naming what is wrong, unless the folder `path` holds a whole checkpoint.
 
-    Looks at names, lengths, JSON and the headers of weights, not at every byte: many gigabytes take milliseconds.
+    It reads names, lengths, JSON and the headers of weights, but not every byte: many gigabytes take milliseconds.
     """
     try:
         found = list(faults(path, allow_pickle))
@@ -38,13 +38,14 @@ def check_complete(path: Path, allow_pickle: bool) -> None:
 
 
 def reason(error: OSError) -> str:
-    """The system's word for an error, and never its path or text."""
+    """Return the system's word for an error, without a path."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full"
     return os.strerror(error.errno) if error.errno else type(error).__name__
 
 
 def faults(path: Path, allow_pickle: bool) -> Iterator[str]:
+    """Yield what is wrong with the checkpoint in `path`, each fault as the end of a sentence. Raises OSError."""
     if not path.is_dir():
         yield "it is not a folder" if path.exists() else "it does not exist"
         return
@@ -119,6 +120,7 @@ def shard_names(index: Path) -> set[str]:
 
 
 def _file_fault(file: Path) -> str | None:
+    """Return what is wrong with a file of a checkpoint, or None."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -149,7 +151,8 @@ def _json_fault(file: Path) -> str | None:
 
 
 def _safetensors_fault(file: Path, size: int) -> str | None:
-    """Compare the length of a file with what its header says. The format: 8 bytes little-endian, so long a header, the data."""
+    """Return what is wrong with a file of `size` bytes, or None. The format: the header's length as 8 bytes, little-endian; the
+    header, JSON; and the data."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > min(size - 8, _MAX_HEADER_BYTES):

@@ -1,7 +1,7 @@
-"""Write a small Qwen3-VL checkpoint with random weights: for trying the service out, for tests, and for measuring a shape.
+"""Write a Qwen3-VL checkpoint with random weights, to try the service out, for tests, and to measure a shape.
 
-`python -m models.checkpoints.demo PATH` takes seconds and no network. The vectors of such a model are as good as a hash: equal
-inputs agree, different ones differ, and nothing of their meaning is in them.
+`python -m models.checkpoints.demo PATH` takes seconds and no network. The vectors of such a model are like hashes: equal inputs
+have equal vectors, different inputs different ones, and they carry no meaning.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class DemoShape:
     """The sizes of a checkpoint. `vocabulary` is the number of embedding rows; the tokenizer has fewer tokens.
 
-    `mrope_section` (time, height, width) sums to head_dim / 2; interleaved, height and width take every third place, so that
-    either may be a third of it at most. `deepstack` names layers of the vision tower, no more of them than text layers.
+    `mrope_section` (time, height, width) sums to head_dim / 2. Since it is interleaved, height and width are at most a third of
+    the sum each. `deepstack` has indexes of layers of the vision tower, at most as many as there are text layers.
     """
 
     hidden: int
@@ -51,8 +51,8 @@ class DemoShape:
     append_endoftext: bool = True
     tied: bool = True
     dtype: str = "float32"
-    # Of queries and keys: at 2 attention is sharp, and deep in bfloat16 so sharp that rounding alone moves a vector's cosine by
-    # hundredths.
+    # The mean of the norms' weights of queries and keys. At 2 attention is sharp; in a deep model in bfloat16 it is so sharp that
+    # rounding alone moves the cosine of a vector by hundredths.
     norm_mean: float = 2.0
 
 
@@ -60,7 +60,7 @@ TINY = DemoShape(
     hidden=72, layers=4, heads=3, kv_heads=1, head_dim=24, intermediate=144, mrope_section=(6, 3, 3), vocabulary=640,
     vision_hidden=48, vision_depth=4, vision_heads=2, vision_intermediate=96, deepstack=(1, 2, 3), position_grid=12,
 )  # fmt: skip
-# As unlike TINY as the family allows: what holds for both was read from the checkpoint, and not assumed.
+# As unlike TINY as the family allows: code that works for both takes its sizes from the checkpoint.
 OTHER = DemoShape(
     hidden=64, layers=3, heads=4, kv_heads=2, head_dim=32, intermediate=96, mrope_section=(7, 5, 4), vocabulary=512,
     vision_hidden=32, vision_depth=3, vision_heads=4, vision_intermediate=80, deepstack=(0, 2), position_grid=8,
@@ -82,7 +82,7 @@ SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
     "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
-# Qwen marks these as ordinary text that happens to be one token.
+# Qwen does not mark these as special: they are text that is one token each.
 ADDED_TOKENS = ("<think>", "</think>")
 _FILES = frozenset(
     f"{name}.json" for name in ("config", "generation_config", "processor_config", "tokenizer", "tokenizer_config")
@@ -156,7 +156,7 @@ SELECT id, title FROM documents WHERE created_at > '2025-01-01' ORDER BY score D
 def write_demo_checkpoint(path: Path, *, seed: int = 0, shape: DemoShape = TINY) -> None:
     """Write a checkpoint of `shape` to `path`, whole or not at all. The same seed and shape give the same bytes.
 
-    Raises FileExistsError where `path` is anything but missing or an empty folder.
+    Raises FileExistsError unless `path` is missing or an empty folder.
     """
     if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
         raise FileExistsError(f"{path} exists and is not an empty folder.")
@@ -180,7 +180,7 @@ def _tokenizer(shape: DemoShape) -> Any:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        # Some rows stay without a token, as in Qwen's own checkpoints.
+        # Some rows have no token, as in Qwen's own checkpoints.
         vocab_size=shape.vocabulary - len(SPECIAL_TOKENS) - len(ADDED_TOKENS) - 16,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -260,7 +260,7 @@ def _save_model(folder: Path, tokenizer: Any, shape: DemoShape, seed: int) -> No
     import torch
     from transformers import Qwen3VLForConditionalGeneration
 
-    # Every parameter is drawn below: transformers' own drawing would take the most part of a large shape's time.
+    # On "meta", since every parameter is drawn below: transformers' own initialisation would take most of a large shape's time.
     with torch.device("meta"):
         model = Qwen3VLForConditionalGeneration._from_config(_config(tokenizer, shape), dtype=getattr(torch, shape.dtype))
     model = model.to_empty(device="cpu")
@@ -268,16 +268,16 @@ def _save_model(folder: Path, tokenizer: Any, shape: DemoShape, seed: int) -> No
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, parameter in model.named_parameters():
-            _scatter(name, parameter, shape.norm_mean)
+            _draw(name, parameter, shape.norm_mean)
     model.save_pretrained(folder)
-    # safetensors makes its file readable by its owner alone.
+    # safetensors makes its file readable by the owner only.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
 
 
-def _scatter(name: str, parameter: torch.Tensor, norm_mean: float) -> None:
-    """Draw one parameter anew. The usual deviation of 0.02 gives a narrow model one vector for all inputs: here each layer
-    outweighs the last token's own embedding, and attention is sharp, so that the vector tells of all that was read. Biases and
-    norms differ from 0 and 1, so that code which forgets one gives other vectors."""
+def _draw(name: str, parameter: torch.Tensor, norm_mean: float) -> None:
+    """Draw the values of a parameter. The usual deviation of 0.02 would give a narrow model the same vector for all inputs. Here
+    each layer outweighs the last token's embedding, and attention is sharp, so that the vector depends on the whole input. Biases
+    and norms differ from 0 and 1, so that code that forgets one gives other vectors."""
     import torch
 
     if parameter.dim() == 1:
@@ -291,7 +291,7 @@ def _scatter(name: str, parameter: torch.Tensor, norm_mean: float) -> None:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keep its progress bars and notes off the terminal, and leave its settings as they were found."""
+    """Silence transformers' progress bars and messages until the context is left."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -306,13 +306,14 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _clear(path: Path) -> None:
-    """Remove an earlier demo. A folder that holds anything else is not ours: real weights are never removed."""
+    """Remove an earlier demo. Raises FileExistsError if the folder has any other file, so that real weights are never removed."""
     if path.is_symlink() or not path.is_dir() or any(entry.name not in _FILES for entry in path.iterdir()):
         raise FileExistsError(f"{path} is not a folder that this program wrote, and is left alone.")
     shutil.rmtree(path)
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command. Returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m models.checkpoints.demo", description="Write a checkpoint of random weights."
     )

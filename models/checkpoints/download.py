@@ -1,15 +1,14 @@
 """Find a checkpoint, or download it: whole or not at all.
 
-A folder that exists is looked at and never written to. A download grows in a hidden folder beside its place, is checked by size
-and hash against one commit of the repository, and takes its name by one rename. Nothing here reads the environment:
-huggingface_hub does (HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE), when it is first imported.
+A folder that exists is checked and never written to. A download goes into a hidden sibling folder, is compared with one commit of
+the repository by size and hash, and is then renamed to its place. This module does not read the environment; huggingface_hub
+does, when it is first imported (HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
 """
 
 from __future__ import annotations
 
 import errno
 import glob
-import hashlib
 import logging
 import os
 import re
@@ -17,7 +16,6 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -31,12 +29,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What a model reads, and never code. A layer of a sentence-transformers model lies in a folder such as 1_Pooling.
-_LAYER = r"\d+_\w+/"
-_NEEDED = re.compile(rf"({_LAYER})?[^/]+\.(json|jinja|txt|model|safetensors)")
-_PICKLED_LAYERS = " It has pickled ones (pytorch_model.bin), which run code: ALLOW_PICKLE=true allows them."
+# The folder of a layer of a sentence-transformers model, such as 1_Pooling.
+_LAYER_FOLDER = r"\d+_\w+/"
+# The files that a model reads. No code is among them.
+_NEEDED_FILE = re.compile(rf"({_LAYER_FOLDER})?[^/]+\.(json|jinja|txt|model|safetensors)")
+_PICKLE_HINT = " It has pickled ones (pytorch_model.bin), which run code: ALLOW_PICKLE=true allows them."
 _HUB_TIMEOUT_S = 30.0
-_KEPT = "what has come is kept, and the next start goes on"
+_RESUME_HINT = "what has come is kept, and the next start goes on"
 
 
 def find_or_download(
@@ -48,9 +47,9 @@ def find_or_download(
     endpoint: str | None = None,
     token: str | None = None,
 ) -> Path:
-    """Return `path`, a folder with a whole checkpoint; `model_id` is downloaded to it where it is missing or empty.
+    """Return `path`, a folder with a whole checkpoint. If it is missing or empty, `model_id` is downloaded to it.
 
-    `endpoint` and `token` None leave the choice to huggingface_hub. Raises ModelLoadError, whose message is one line.
+    If `endpoint` or `token` is None, huggingface_hub chooses it. Raises ModelLoadError, whose message is one line.
     """
     ways_out = _ways_out(path, model_id)
     try:
@@ -72,11 +71,12 @@ def find_or_download(
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is something at `path`. An empty folder is nothing; a link that leads nowhere is something."""
+    """Return whether anything is at `path`. An empty folder does not count; a dangling link does."""
     return path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir())))
 
 
 def _check_found(path: Path, allow_pickle: bool, ways_out: str) -> None:
+    """Raise ModelLoadError, with the ways out, unless the folder at `path` is a whole checkpoint."""
     try:
         check_complete(path, allow_pickle)
     except ModelLoadError as error:
@@ -84,6 +84,7 @@ def _check_found(path: Path, allow_pickle: bool, ways_out: str) -> None:
 
 
 def _ways_out(path: Path, model_id: str) -> str:
+    """Return the sentence of an error that says what the user can do."""
     identifier, folder = shlex.quote(model_id), shlex.quote(str(path))
     return (
         f"Ways out: download it by hand, with `hf download {identifier} --local-dir {folder}` (Hugging Face) or "
@@ -96,21 +97,11 @@ def _ways_out(path: Path, model_id: str) -> str:
 
 
 class _HubError(Exception):
-    """The hub could not be had, or has not what is needed. The message is one line."""
-
-
-@dataclass(frozen=True, slots=True)
-class _RemoteFile:
-    """A file of one commit. `sha256` is known for files in LFS, `blob_id` (git's own hash) for all; a mirror may omit any."""
-
-    name: str
-    size: int | None
-    sha256: str | None
-    blob_id: str | None
+    """Raised if the hub fails, or lacks what is needed. The message is one line."""
 
 
 def _check_place(path: Path) -> None:
-    """Find what would stop the rename before gigabytes have come."""
+    """Raise ModelLoadError or OSError if the final rename could not work, before gigabytes are downloaded."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if os.path.ismount(path):
         raise ModelLoadError(
@@ -121,7 +112,7 @@ def _check_place(path: Path) -> None:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold the right to download to `path`. A second process waits, and finds the model there."""
+    """Hold the lock on downloads to `path`. A second process waits for it, and then finds the model there."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path.with_name(f".{path.name}.lock"))
@@ -139,6 +130,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _download(path: Path, model_id: str, allow_pickle: bool, endpoint: str | None, token: str | None) -> None:
+    """Download `model_id` to `path`, which is absolute, missing or empty, and locked. Raises OSError and _HubError."""
     from huggingface_hub import HfApi
 
     folder = path.with_name(f".{path.name}.downloading")
@@ -147,16 +139,18 @@ def _download(path: Path, model_id: str, allow_pickle: bool, endpoint: str | Non
     with _hub_errors(model_id, api.endpoint):
         info = api.model_info(model_id, files_metadata=True, timeout=_HUB_TIMEOUT_S)
     revision, files = _needed_files(info, allow_pickle)
-    size = sum(file.size or 0 for file in files)
-    _clean(folder, {file.name for file in files}, size)
+    size = sum(_size(file) or 0 for file in files)
+    _clean(folder, {file.rfilename for file in files}, size)
     log.info("Downloading %s at %s to %s: %d files, %.2f GB.", model_id, revision, path, len(files), size / 1e9)
     with _hub_errors(model_id, api.endpoint):
-        patterns = [glob.escape(file.name) for file in files]
+        patterns = [glob.escape(file.rfilename) for file in files]
         api.snapshot_download(model_id, revision=revision, local_dir=folder, allow_patterns=patterns)
-    _verify(folder, files)
+        checksums = api.verify_repo_checksums(model_id, revision=revision, local_dir=folder)
+    # What the listing lacks was not compared with anything.
+    _verify(folder, files, {mismatch["path"] for mismatch in checksums.mismatches} | set(checksums.extra_paths))
     if found := list(faults(folder, allow_pickle)):
-        way = _PICKLED_LAYERS if not allow_pickle and _has_pickled_layers(info) else ""
-        raise _HubError(f"The repository {model_id} holds no whole model: {'; '.join(found[:5])}.{way}")
+        hint = _PICKLE_HINT if not allow_pickle and _has_pickled_layers(info) else ""
+        raise _HubError(f"The repository {model_id} holds no whole model: {'; '.join(found[:5])}.{hint}")
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     folder.rename(path)
     log.info("%s is whole, in %s.", model_id, path)
@@ -164,6 +158,7 @@ def _download(path: Path, model_id: str, allow_pickle: bool, endpoint: str | Non
 
 @contextmanager
 def _hub_errors(model_id: str, endpoint: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises into _HubError. Errors of the disk stay OSError."""
     from huggingface_hub.errors import HFValidationError
 
     host = urlsplit(endpoint).netloc.rpartition("@")[2]
@@ -171,7 +166,7 @@ def _hub_errors(model_id: str, endpoint: str) -> Iterator[None]:
         yield
     except HFValidationError as error:
         raise _HubError(f"MODEL_ID {model_id!r} is not the name of a repository (owner/name).") from error
-    # All that its HTTP client raises, too; which client that is depends on huggingface_hub's version.
+    # It passes its HTTP client's own exceptions on, and which client it has depends on its version.
     except Exception as error:
         if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
             raise
@@ -181,14 +176,14 @@ def _hub_errors(model_id: str, endpoint: str) -> Iterator[None]:
         elif status == 404:
             what = "does not know it (404)"
         elif status is not None:
-            what = f"answered {status}; {_KEPT}"
+            what = f"answered {status}; {_RESUME_HINT}"
         else:
-            what = f"cannot be reached, or broke off ({type(error).__name__}); {_KEPT}"
+            what = f"cannot be reached, or broke off ({type(error).__name__}); {_RESUME_HINT}"
         raise _HubError(f"{model_id} could not be downloaded: {host} {what}.") from error
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The HTTP status behind an error, which huggingface_hub may have wrapped."""
+    """Return the HTTP status of an error, which huggingface_hub may have wrapped, or None."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(status, int):
@@ -197,39 +192,36 @@ def _status(error: BaseException | None) -> int | None:
     return None
 
 
-def _needed_files(info: ModelInfo, allow_pickle: bool) -> tuple[str, list[_RemoteFile]]:
-    """The commit that the repository stands at, and the files of it that a model needs."""
+def _needed_files(info: ModelInfo, allow_pickle: bool) -> tuple[str, list[RepoSibling]]:
+    """Return the hash of the repository's current commit, and its files that a model needs. Raises _HubError."""
     siblings = info.siblings or []
     if any("/" not in sibling.rfilename and sibling.rfilename.endswith(".safetensors") for sibling in siblings):
-        # A layer's own weights may be pickled still.
-        needed = re.compile(rf"{_NEEDED.pattern}|{_LAYER}pytorch_model\.bin") if allow_pickle else _NEEDED
+        # The weights of a single layer may still be pickled.
+        needed = re.compile(rf"{_NEEDED_FILE.pattern}|{_LAYER_FOLDER}pytorch_model\.bin") if allow_pickle else _NEEDED_FILE
     elif allow_pickle:
-        needed = re.compile(rf"{_NEEDED.pattern}|({_LAYER})?pytorch_model[^/]*\.bin")
+        needed = re.compile(rf"{_NEEDED_FILE.pattern}|({_LAYER_FOLDER})?pytorch_model[^/]*\.bin")
     else:
         raise _HubError(f"The repository {info.id} has no weights in safetensors; ALLOW_PICKLE=true allows others.")
     if info.sha is None:
         raise _HubError(f"The hub does not say at which commit {info.id} stands.")
-    return info.sha, [_remote_file(sibling) for sibling in siblings if needed.fullmatch(sibling.rfilename)]
+    return info.sha, [sibling for sibling in siblings if needed.fullmatch(sibling.rfilename)]
 
 
 def _has_pickled_layers(info: ModelInfo) -> bool:
-    """Whether a layer's weights are there in pickle format alone: they were not fetched."""
+    """Return whether the weights of a layer are only there in pickle format, so that they were not downloaded."""
     names = {sibling.rfilename for sibling in info.siblings or []}
-    pickled = {name.rpartition("/")[0] for name in names if re.fullmatch(rf"{_LAYER}pytorch_model\.bin", name)}
+    pickled = {name.rpartition("/")[0] for name in names if re.fullmatch(rf"{_LAYER_FOLDER}pytorch_model\.bin", name)}
     return any(f"{folder}/model.safetensors" not in names for folder in pickled)
 
 
-def _remote_file(sibling: RepoSibling) -> _RemoteFile:
-    if sibling.lfs:
-        return _RemoteFile(sibling.rfilename, sibling.lfs.size, sibling.lfs.sha256, None)
-    return _RemoteFile(sibling.rfilename, sibling.size, None, sibling.blob_id)
+def _size(file: RepoSibling) -> int | None:
+    """Return the size in bytes of a file of the repository, None if a mirror omits it."""
+    return file.lfs.size if file.lfs else file.size
 
 
 def _clean(folder: Path, names: set[str], size: int) -> None:
-    """Keep of an earlier, unfinished download only whole files with a name that this commit has, and see that the rest fits.
-
-    huggingface_hub fetches the ones of an older commit again; `_verify` has the last word.
-    """
+    """Remove what an interrupted download left, except whole files that this commit has too; huggingface_hub downloads those of
+    an older commit again. Raises OSError if the disk has no room for the rest."""
     present = 0
     for file in [entry for entry in folder.rglob("*") if entry.is_file()]:
         inside = file.relative_to(folder)
@@ -241,9 +233,10 @@ def _clean(folder: Path, names: set[str], size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _verify(folder: Path, files: list[_RemoteFile]) -> None:
-    """Compare every file with the size and hash of its commit. A wrong one is removed, so that the next start fetches it anew."""
-    wrong = {file.name: fault for file in files if (fault := _mismatch(folder / file.name, file))}
+def _verify(folder: Path, files: list[RepoSibling], mismatches: set[str]) -> None:
+    """Raise _HubError if a file is missing, or has another size or hash than in the repository; `mismatches` has the names of
+    those with another hash. A wrong file is removed, so that the next start downloads it anew."""
+    wrong = {file.rfilename: fault for file in files if (fault := _fault(folder / file.rfilename, file, mismatches))}
     for name in wrong:
         (folder / name).unlink(missing_ok=True)
     if wrong:
@@ -251,17 +244,15 @@ def _verify(folder: Path, files: list[_RemoteFile]) -> None:
         raise _HubError(f"What came is not what the repository holds: {listed}. The rest is kept; the next start goes on.")
 
 
-def _mismatch(path: Path, file: _RemoteFile) -> str | None:
+def _fault(path: Path, file: RepoSibling, mismatches: set[str]) -> str | None:
+    """Return what is wrong with a downloaded file, or None."""
     if not path.is_file():
         return "did not come"
-    size = path.stat().st_size
-    if file.size is not None and size != file.size:
-        return f"is {size} bytes long instead of {file.size}"
-    if file.sha256:
-        with path.open("rb") as stream:
-            return None if hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256 else "has another sha256"
-    if file.blob_id:
-        digest = hashlib.sha1(b"blob %d\0" % size + path.read_bytes(), usedforsecurity=False).hexdigest()
-        return None if digest == file.blob_id else "has another git hash"
-    log.warning("The hub gives no hash for %s: only its size is checked.", file.name)
-    return None
+    expected, size = _size(file), path.stat().st_size
+    if expected is not None and size != expected:
+        return f"is {size} bytes long instead of {expected}"
+    if not file.lfs and not file.blob_id:
+        # A mirror without hashes may list a placeholder instead, which matches no file.
+        log.warning("The hub gives no hash for %s: only its size is checked.", file.rfilename)
+        return None
+    return f"has another {'sha256' if file.lfs else 'git hash'}" if file.rfilename in mismatches else None

@@ -9,12 +9,15 @@ import orjson
 import pytest
 from aiohttp import web
 
-from app.dialects.request import InvalidRequest, ModelNotFound
-from app.errors import TABLE, BodyTooLarge, ErrorSpec, InputError, error_object
-from app.http.error_replies import error_reply, reply_spec
+from app.dialects.contract import Failure, InvalidRequest, ModelNotFound
+from app.dialects.openai import OPENAI, error_detail
+from app.engine.preparation import Refused
+from app.errors import REFUSALS, TABLE, BodyTooLarge, failure_of
+from app.http import error_replies
+from app.http.error_replies import reply_spec
 from app.media.image import ImageInvalid
-from models.base import InputTooLong
-from scheduler.errors import BatchFailed, Draining, NotReady, Overloaded, WorkerDied
+from models.base import InputTooLong, Refusal
+from scheduler.errors import BatchFailed, DeadlineExceeded, Draining, NotReady, Overloaded, WorkerDied
 
 # The contract: status -> types and codes.
 CONTRACT = {
@@ -42,14 +45,30 @@ SPEAKS_FOR_ITSELF = {
 }
 
 
-def test_the_table_is_that_of_the_contract() -> None:
+def error_reply(error: BaseException) -> web.Response:
+    return error_replies.error_reply(error, OPENAI)
+
+
+def openai_type(status: int) -> str:
+    return error_detail(Failure(status, "m")).type
+
+
+def test_error_table_is_that_of_the_contract() -> None:
     found: dict[int, set[tuple[str, str | None]]] = {}
     for row in TABLE.values():
-        found.setdefault(row.status, set()).add((row.type, row.code))
+        found.setdefault(row.status, set()).add((openai_type(row.status), row.code))
     assert found == CONTRACT
 
 
-def test_only_words_for_clients_are_shown() -> None:
+def test_error_table_has_what_a_refusal_says() -> None:
+    """A row of a partial result has the status, the words and the reason of the error that it stands for."""
+    for error in (InputTooLong("m"), DeadlineExceeded("m"), Draining("m"), WorkerDied("m"), BatchFailed("m")):
+        reason = getattr(error, "reason", "invalid")
+        assert REFUSALS[reason] == reply_spec(error) and REFUSALS[reason].reason == reason
+        assert failure_of(Refusal("m", reason=reason)) == failure_of(error)
+
+
+def test_error_only_words_for_clients_are_shown() -> None:
     assert {kind.__name__ for kind, row in TABLE.items() if row.message is None} == SPEAKS_FOR_ITSELF
 
 
@@ -57,8 +76,10 @@ def test_only_words_for_clients_are_shown() -> None:
     ("error", "status"),
     [
         (InputTooLong("too long"), 400),
-        (InputError(ImageInvalid("no image"), "input[0]"), 400),
-        (InputError(BatchFailed("words"), "input[0]"), 500),
+        (ImageInvalid("no image"), 400),
+        (BatchFailed("words"), 500),
+        (Refused(Refusal("no image", "input[0]")), 400),
+        (Refused(Refusal("words", "input[0]", "fault")), 500),
         (KeyError("words"), 500),
         (MemoryError("words"), 500),
         (TimeoutError("words"), 500),
@@ -66,13 +87,13 @@ def test_only_words_for_clients_are_shown() -> None:
         (web.HTTPMethodNotAllowed("GET", ["POST"]), 405),
         (web.HTTPExpectationFailed(text="words"), 417),
         (web.HTTPInternalServerError(text="words"), 500),
-        (web.HTTPTooManyRequests(text="words"), 429),
+        (web.HTTPConflict(text="words"), 409),
     ],
 )
-def test_the_nearest_class_has_the_row(error: Exception, status: int) -> None:
+def test_error_row_is_that_of_the_nearest_class(error: Exception, status: int) -> None:
     row = reply_spec(error)
     assert row.status == status
-    assert row.type == ("invalid_request_error" if status < 500 else "server_error")
+    assert openai_type(row.status) == ("invalid_request_error" if status < 500 else "server_error")
     assert "words" not in orjson.loads(error_reply(error).body)["error"]["message"]
 
 
@@ -82,19 +103,12 @@ def test_the_nearest_class_has_the_row(error: Exception, status: int) -> None:
         (InvalidRequest("m", "input[3].image"), "input[3].image"),
         (InvalidRequest("m"), None),
         (ModelNotFound("m"), "model"),
-        (InputError(InputTooLong("m"), "input[1]"), "input[1]"),
-        # What knows its own place keeps it.
-        (InputError(InvalidRequest("m", "input[1].text"), "input[1]"), "input[1].text"),
-        (InputError(InvalidRequest("m"), "input[1]"), "input[1]"),
+        (Refused(Refusal("m", "input[1]")), "input[1]"),
     ],
 )
-def test_the_place_of_an_error(error: Exception, param: str | None) -> None:
-    assert error_object(error) == {
-        "message": "m",
-        "type": "invalid_request_error",
-        "param": param,
-        "code": error_object(error)["code"],
-    }
+def test_error_has_its_place(error: Exception, param: str | None) -> None:
+    detail = error_detail(failure_of(error))
+    assert (detail.message, detail.type, detail.param) == ("m", "invalid_request_error", param)
 
 
 @pytest.mark.parametrize(
@@ -107,14 +121,13 @@ def test_the_place_of_an_error(error: Exception, param: str | None) -> None:
         (NotReady("loading"), "1"),
         (Draining("draining"), "1"),
         (WorkerDied("died"), "1"),
-        (InputError(Overloaded("full", 3.5), "input"), "4"),
     ],
 )
 def test_retry_after_is_a_whole_number_of_seconds(error: Exception, seconds: str) -> None:
     assert error_reply(error).headers["Retry-After"] == seconds
 
 
-def test_headers_that_belong_to_a_status() -> None:
+def test_error_headers_that_belong_to_a_status() -> None:
     assert "Retry-After" not in error_reply(BodyTooLarge("m")).headers
     assert error_reply(web.HTTPMethodNotAllowed("PUT", {"POST", "GET"})).headers["Allow"] == "GET, POST"
     reply = error_reply(ValueError("a\nb"))
@@ -123,8 +136,8 @@ def test_headers_that_belong_to_a_status() -> None:
     assert set(json.loads(reply.body)["error"]) == {"message", "type", "param", "code"}
 
 
-def test_messages_are_one_clear_line() -> None:
+def test_error_messages_are_one_clear_line() -> None:
     for row in TABLE.values():
         if row.message is not None:
             assert re.fullmatch(r"[a-z][^\n]+[^.\n]", row.message)
-    assert len({row.reason for row in TABLE.values()} & {"", ErrorSpec(0, "").reason}) == 0
+    assert all(row.reason for row in TABLE.values())

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from app.process import tame_threads
-from app.settings import SETTINGS, ApiKey, Settings, SettingsError, load_settings
+from app.settings import SETTINGS, ApiKey, Loaded, Settings, SettingsError, load_settings
 from tests.support.paths import ROOT
 
 EXAMPLE = ROOT / "config.env.example"
@@ -44,9 +44,19 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
             monkeypatch.setenv(key, value)
         file = tmp_path / "config.env"
         file.write_text(text)
-        return load_settings(file)
+        return Read(load_settings(file))
 
     return load
+
+
+class Read:
+    """What was loaded, with its settings' fields as its own."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.settings, self.warnings, self.may_download = loaded.settings, loaded.warnings, loaded.may_download
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.settings, name)
 
 
 def problems(load: Load, text: str = "", **environment: str) -> list[str]:
@@ -71,30 +81,29 @@ def test_example_names_exactly_the_settings() -> None:
 
 
 def test_every_field_is_a_setting_or_derived() -> None:
-    derived = {"model_path_is_default", "model_id_is_explicit", "warnings"}
-    assert {row.name for row in SETTINGS.values()} | derived == {field.name for field in dataclasses.fields(Settings)}
-    assert all(row.metadata["help"] for row in SETTINGS.values())
+    assert {row.field for row in SETTINGS.values()} - {""} == {field.name for field in dataclasses.fields(Settings)}
+    assert all(row.help for row in SETTINGS.values())
 
 
 def test_example_as_it_stands_is_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "k")
-    assert load_settings(EXAMPLE) == Settings(api_keys=(ApiKey("key-1", b"k"),))
+    assert load_settings(EXAMPLE).settings == Settings(api_keys=(ApiKey("key-1", b"k"),))
     assert not FOREIGN & os.environ.keys()
 
 
 def test_every_value_in_the_example_is_the_default_commented_out_or_not(load: Load) -> None:
     text = "".join(f"{key}={value}\n" for _, key, value in example_lines() if key not in FOREIGN)
     settings = load(text)
-    assert settings == Settings(api_keys=settings.api_keys, model_id_is_explicit=True)
+    assert settings.settings == Settings(api_keys=settings.api_keys)
 
 
 def test_nothing_set_is_the_defaults(load: Load) -> None:
     settings = load()
-    assert settings == Settings(api_keys=(ApiKey("key-1", b"secret"),))
+    assert settings.settings == Settings(api_keys=(ApiKey("key-1", b"secret"),))
 
 
 def test_defaults_are_as_documented() -> None:
-    defaults = {key: getattr(Settings(), row.name) for key, row in SETTINGS.items()}
+    defaults = {key: row.default for key, row in SETTINGS.items()}
     assert defaults == {
         "API_KEY": (),
         "PORT": 6008,
@@ -106,6 +115,7 @@ def test_defaults_are_as_documented() -> None:
         "MAX_IMAGE_WIDTH": 512,
         "MAX_IMAGE_HEIGHT": 512,
         "LOG_LEVEL": "INFO",
+        "LOG_FORMAT": "text",
         "HOST": "0.0.0.0",
         "AUTH_DISABLED": False,
         "MODEL_ID": "Qwen/Qwen3-VL-Embedding-2B",
@@ -180,7 +190,7 @@ def test_defaults_are_as_documented() -> None:
     ],
 )
 def test_accepted(load: Load, key: str, text: str, value: Any) -> None:
-    read = getattr(load(**{key: text}), SETTINGS[key].name)
+    read = getattr(load(**{key: text}), SETTINGS[key].field)
     assert read == value
     assert type(read) is (frozenset if isinstance(value, set) else type(value))
 
@@ -279,9 +289,9 @@ def test_missing_file_is_fine_and_none_is_looked_for_above(tmp_path: Path, monke
     (tmp_path / "below").mkdir()
     monkeypatch.setenv("API_KEY", "k")
     monkeypatch.chdir(tmp_path / "below")
-    assert load_settings().port == 6008
+    assert load_settings().settings.port == 6008
     monkeypatch.chdir(tmp_path)
-    assert load_settings().port == 1
+    assert load_settings().settings.port == 1
 
 
 def test_file_with_a_byte_order_mark(load: Load) -> None:
@@ -300,7 +310,7 @@ def test_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("app.settings.Env.read_env", refuse)
+    monkeypatch.setattr("app.settings.dotenv_values", refuse)
     with pytest.raises(SettingsError, match="cannot be read: Permission denied"):
         load_settings(tmp_path / "config.env")
 
@@ -346,7 +356,7 @@ def test_only_reader_of_the_environment() -> None:
             names |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
             if names & {"environ", "getenv", "environb"}:
                 readers.add(file.relative_to(ROOT).as_posix())
-    assert readers == {"app/settings.py"}
+    assert readers == {"app/settings.py", "app/process.py"}
 
 
 def test_misspelt_key_is_a_warning_and_foreign_keys_are_none(load: Load) -> None:
@@ -414,7 +424,7 @@ def test_no_api_key_with_auth_disabled(load: Load) -> None:
 
 
 def test_keys_are_hidden_in_repr_and_names_are_not(load: Load) -> None:
-    text = repr(load(api_key="app:s3cret,t0psecret"))
+    text = repr(load(api_key="app:s3cret,t0psecret").settings)
     assert "app" in text
     assert "key-2" not in text and "key-1" in text
     assert "s3cret" not in text and "t0psecret" not in text
@@ -467,8 +477,6 @@ def test_inputs_per_request_fit_the_queue(load: Load, queue: str, inputs: str, e
 def test_may_download(load: Load, path: str, model_id: str, may_download: bool) -> None:
     settings = load(MODEL_PATH=path, MODEL_ID=model_id)
     assert settings.may_download is may_download
-    assert settings.model_id_is_explicit is bool(model_id)
-    assert settings.model_path_is_default is (path != "/data/model")
 
 
 @pytest.mark.parametrize(

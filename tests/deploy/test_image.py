@@ -24,6 +24,8 @@ from tests.support.hosts import process
 from tests.support.paths import CHECKPOINT, ROOT
 from tests.support.programs import run
 
+pytestmark = pytest.mark.deploy
+
 DEPLOY = ROOT / "deploy"
 PACKAGES = ("app", "scheduler", "models")
 
@@ -73,6 +75,11 @@ def tracked(*folders: str) -> set[str]:
     return {line for line in listed.splitlines() if (ROOT / line).exists()}
 
 
+def installed() -> set[str]:
+    """The files of the packages, less their pages."""
+    return {path for path in tracked(*PACKAGES) if not path.endswith("README.md")}
+
+
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the build as the Dockerfile fills it."""
@@ -90,7 +97,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_copied_is_the_project_and_no_more(context: Path) -> None:
     files = {file.relative_to(context).as_posix() for file in context.rglob("*") if file.is_file()}
-    assert files == tracked(*PACKAGES) | {"setup.cfg", "pyproject.toml", "LICENSE", "README.md"}
+    assert files == installed() | {"setup.cfg", "pyproject.toml", "LICENSE", "README.md"}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +116,8 @@ def test_what_is_secret_or_large_does_not_reach_the_builder(path: str) -> None:
 
 
 def test_the_patterns_are_read_as_docker_reads_them() -> None:
-    assert not ignored("app/static/docs.css") and not ignored("models/base.py") and not ignored("models/qwen3_vl/text.py")
+    assert not ignored("app/static/docs/docs.css") and not ignored("models/base.py") and not ignored("models/qwen3_vl/text.py")
+    assert not ignored("README.md") and ignored("models/README.md") and ignored("app/bulk/README.md")
     assert ignored("app/__pycache__/x.pyc") and ignored("tests/conftest.py") and ignored("models/qwen3_vl/notes.txt")
 
 
@@ -121,12 +129,16 @@ def test_what_is_copied_is_enough_to_install_the_service(context: Path, tmp_path
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         archive.extractall(tmp_path / "installed")
-    assert names == tracked(*PACKAGES)
+    assert names == installed()
     checkpoint = str(CHECKPOINT)
     with process("app", PYTHONPATH=str(tmp_path / "installed"), MODEL_PATH=checkpoint, DEVICE="cpu", **PYTHON) as running:
         running.until_status("ok")
         assert running.request("/v1/embeddings", {"input": "a"})[0] == 200
-        run(sys.executable, "-c", f"import urllib.request as u; u.urlopen('http://127.0.0.1:{running.port()}/assets/docs.js')")
+        run(
+            sys.executable,
+            "-c",
+            f"import urllib.request as u; u.urlopen('http://127.0.0.1:{running.port()}/assets/docs/docs.js')",
+        )
         running.popen.terminate()
         assert running.wait() == 0
 
@@ -144,7 +156,8 @@ def test_every_dependency_is_installed(tmp_path: Path) -> None:
     project = configparser.ConfigParser()
     project.read(ROOT / "setup.cfg")
     listed = (tmp_path / "requirements.txt").read_text().split()
-    assert listed == project["options"]["install_requires"].split() != []
+    # With those of `embed`, which the image's entry point offers as it does `serve`.
+    assert listed == (project["options"]["install_requires"] + project["options.extras_require"]["bulk"]).split() != []
 
 
 def test_the_steps_are_shell() -> None:
@@ -168,7 +181,7 @@ def test_the_image_is_what_it_says() -> None:
     # DEVICE is VARIANT, and both of its values are devices.
     assert environment()["DEVICE"] == "${VARIANT}"
     for variant in ("cpu", "cuda"):
-        assert SETTINGS["DEVICE"].metadata["parse"](variant) == variant
+        assert SETTINGS["DEVICE"].parse(variant) == variant
         assert re.search(rf"\b{variant}\) ", arguments_of("RUN")[0])
 
 

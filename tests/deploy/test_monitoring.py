@@ -22,6 +22,8 @@ from tests.support.hosts import Process, base64_of, picture, process
 from tests.support.paths import ROOT
 from tests.support.programs import edited, free_port, program, run, running, until
 
+pytestmark = pytest.mark.deploy
+
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 GRAFANA = ROOT / "deploy" / "grafana"
 CONFIG = (PROMETHEUS / "prometheus.yml").read_text()

@@ -23,6 +23,8 @@ from tests.support.hosts import Process, post, process
 from tests.support.paths import ROOT
 from tests.support.programs import certificate, edited, free_port, listens, program, run, running, until
 
+pytestmark = pytest.mark.deploy
+
 SITE = (ROOT / "deploy" / "nginx-site.conf").read_text()
 # With what is commented out in it.
 WITH_PAGES = edited(SITE, {r"^    #(location .*)$": r"    \1"})

@@ -6,11 +6,15 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 from app.http.server import ABANDON_GRACE_S
 from app.lifecycle import ExitCode
 from app.settings import DEFAULTS
 from tests.support.paths import ROOT
 from tests.support.programs import edited, program, run
+
+pytestmark = pytest.mark.deploy
 
 UNIT = (ROOT / "deploy" / "embedding.service").read_text()
 ANALYZE = ("systemd-analyze", "apt-get install systemd")

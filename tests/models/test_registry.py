@@ -73,7 +73,7 @@ def test_load_preparer_needs_no_weights_and_no_device(folder: Path, expected: tu
     found = preparer.prepare_all(items_of(folder))
     for one, other in zip(found, inputs, strict=True):
         assert isinstance(one, PreparedInput)
-        assert one.identity == other.identity
+        assert one.content_hash == other.content_hash
         assert (one.truncated, one.prefix_tokens) == (other.truncated, other.prefix_tokens)
 
 

@@ -33,7 +33,7 @@ def kept(cache: VectorCache, upto: int = 10) -> list[int]:
     return [number for number in range(upto) if key(number) in cache._rows]
 
 
-def test_gives_back_what_was_put() -> None:
+def test_cache_gives_back_what_was_put() -> None:
     cache = VectorCache(10 * SIZE)
     fill(cache, 1, 2)
     for number in (1, 2):
@@ -43,7 +43,7 @@ def test_gives_back_what_was_put() -> None:
     assert (len(cache), cache.num_bytes) == (2, 2 * SIZE)
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_cache_evicts_the_least_recently_used_first() -> None:
     cache = VectorCache(3 * SIZE)
     fill(cache, 1, 2, 3)
     cache.get(key(1))
@@ -55,14 +55,14 @@ def test_the_least_recently_used_goes_first() -> None:
 
 
 @pytest.mark.parametrize("max_bytes", [0, 1, SIZE - 1])
-def test_without_room_nothing_is_kept(max_bytes: int) -> None:
+def test_cache_without_room_keeps_nothing(max_bytes: int) -> None:
     cache = VectorCache(max_bytes)
     fill(cache, 1, 2)
     assert (len(cache), cache.num_bytes) == (0, 0)
     assert cache.get(key(1)) is None
 
 
-def test_the_same_input_again_is_counted_once() -> None:
+def test_cache_counts_the_same_input_once() -> None:
     cache = VectorCache(3 * SIZE)
     fill(cache, *[1] * 10)
     assert (len(cache), cache.num_bytes) == (1, SIZE)
@@ -71,14 +71,14 @@ def test_the_same_input_again_is_counted_once() -> None:
     assert got is not None and np.array_equal(got, row(2))
 
 
-def test_vectors_of_several_widths_are_counted_as_they_are() -> None:
+def test_cache_counts_vectors_of_several_widths_as_they_are() -> None:
     cache = VectorCache(4000)
     for number in range(50):
         cache.put(key(number), np.ones(1 + 37 * number % 200, dtype=np.float32))
         assert cache.num_bytes == sum(kept.nbytes + ENTRY_BYTES for kept in cache._rows.values()) <= 4000
 
 
-def test_a_copy_is_kept_that_nobody_can_change() -> None:
+def test_cache_keeps_a_copy_that_nobody_can_change() -> None:
     cache = VectorCache(10 * SIZE)
     batch = np.stack([row(1), row(2)])
     whole = weakref.ref(batch)
@@ -93,7 +93,7 @@ def test_a_copy_is_kept_that_nobody_can_change() -> None:
 
 
 @pytest.mark.parametrize("capacity", [100, 700, 1366, 2732])
-def test_it_takes_no_more_memory_than_it_says(capacity: int) -> None:
+def test_cache_takes_no_more_memory_than_it_says(capacity: int) -> None:
     cache = VectorCache(capacity * SIZE)
     one = row(1)
     tracemalloc.start()

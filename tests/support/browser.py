@@ -110,7 +110,7 @@ class Browser:
         """What `body`, in which `it` is one of the page's modules, returns."""
         script = f"""
             const done = arguments[0];
-            import("/assets/{name}").then((it) => {{ {body} }}).then(done, (error) => done({{error: String(error)}}));
+            import("/assets/playground/{name}").then((it) => {{ {body} }}).then(done, (error) => done({{error: String(error)}}));
         """
         return self.driver.execute_async_script(script)
 

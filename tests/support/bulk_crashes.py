@@ -1,10 +1,10 @@
-"""A run of `python -m app embed` that is killed at every point at which something becomes durable, and goes on.
+"""A run of `python -m app embed` that is killed at every point at which something becomes durable, and resumed.
 
     python -m tests.support.bulk_crashes FOLDER STEP SUFFIX...
 
 makes an input in FOLDER. For each suffix, at every STEP-th call of fsync, rename, unlink or rmdir, a child process is killed by
-SIGKILL at that call; another child goes on, and its output is compared with that of a run that was left alone. It ends with a
-line that says how many points there were, or with an AssertionError. A process of its own, for it forks.
+SIGKILL at that call; another child resumes the run, and its output is compared with that of a run that was not killed. It ends
+with a line that says how many points there were, or with an AssertionError. It is a process of its own, since it forks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BAD = (7, 20, 39)
 
 
 def in_child(work: Callable[[], int]) -> int:
-    """The exit code of some work in a child process, or minus the signal that ended it."""
+    """Do some work in a child process. Returns its exit code, or minus the signal that ended it."""
     child = os.fork()
     if not child:
         code = 99
@@ -46,7 +46,7 @@ def in_child(work: Callable[[], int]) -> int:
 
 
 def killed_at(point: int, work: Callable[[], int]) -> Callable[[], int]:
-    """The same work, killed where it comes to its `point`-th call that makes something durable."""
+    """Return the same work, which is killed at its `point`-th call that makes something durable."""
 
     def dying() -> int:
         left = point
@@ -69,7 +69,7 @@ def killed_at(point: int, work: Callable[[], int]) -> Callable[[], int]:
 
 
 def check(output: Path, code: int) -> None:
-    """Every row is there once, in order, with the vector that it must have."""
+    """Assert that the output has every row once, in order, with its vector."""
     assert code == 4, code
     written, model = bulk_runs.read(output), FakeModel()
     assert written.rows == [row for row in range(ROWS) if row not in BAD], written.rows

@@ -1,4 +1,4 @@
-"""Runs of `python -m app embed` for its tests: inputs to write, a run in this process, and what an output holds."""
+"""Runs of `python -m app embed` for its tests: write an input, run in this process, and read an output."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.fakes import FakeModel
 
 
 def write_lines(path: Path, items: Sequence[Any]) -> Path:
-    """JSON Lines; bytes are a line as it is."""
+    """Write JSON Lines. Items that are bytes are written as they are."""
     path.write_bytes(b"".join((item if isinstance(item, bytes) else json.dumps(item).encode()) + b"\n" for item in items))
     return path
 
@@ -29,15 +29,15 @@ def write_lines(path: Path, items: Sequence[Any]) -> Path:
 def run(
     source: Path, output: Path, model: EmbeddingModel | None = None, settings: dict[str, Any] | None = None, **more: Any
 ) -> int:
-    """The exit code of a run in this process. Raises Stopped."""
+    """Run in this process. Returns the exit code, or raises Stopped."""
     model = model or FakeModel()
     options = Options(source, output, quiet=True, **more)
-    return asyncio.run(Run(make_settings(**settings or {}), options, model.load_both).whole())
+    return asyncio.run(Run(make_settings(**settings or {}), options, model.load_both).run())
 
 
 @dataclass
 class Written:
-    """An output: vectors, float32 of shape (good rows, dimension), with their rows and ids; the lines of its bad rows."""
+    """An output: its vectors, float32 of shape (good rows, dimension), their rows and ids, its bad rows and its summary."""
 
     rows: list[int]
     ids: list[Any]
@@ -47,7 +47,7 @@ class Written:
 
 
 def read(output: Path) -> Written:
-    """An output of any form, in one."""
+    """Read an output of any format."""
     bad_file, meta_file = (output.with_name(f"{output.name}.{name}") for name in ("bad.jsonl", "meta.json"))
     bad = [json.loads(line) for line in bad_file.read_text().splitlines()] if bad_file.exists() else []
     meta = json.loads(meta_file.read_text())
@@ -68,6 +68,6 @@ def read(output: Path) -> Written:
 
 
 def leftovers(output: Path) -> set[str]:
-    """What lies beside an output, less what belongs to it."""
+    """Return the names of files beside an output that begin with its name and do not belong to it."""
     own = {output.name, *(f"{output.name}.{name}" for name in ("bad.jsonl", "meta.json", "ids.jsonl"))}
     return {path.name for path in output.parent.iterdir() if path.name.startswith(output.name)} - own

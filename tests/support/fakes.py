@@ -216,13 +216,13 @@ def main() -> None:
     import asyncio
 
     import app.http.server
-    from app.__main__ import configure_logging
+    from app.logs import configure_logging
     from app.main import create_app
     from app.process import allow_connections, freeze_heap, share_interpreter
     from app.settings import load_settings
 
-    settings = load_settings()
-    configure_logging(settings)
+    settings = load_settings().settings
+    configure_logging(settings.log_level, settings.log_format)
     app.http.server.FAILED_GRACE_S = float(os.environ.get("FAKE_FAILED_GRACE_S", app.http.server.FAILED_GRACE_S))
 
     async def run() -> int:

@@ -7,7 +7,6 @@ import base64
 import contextlib
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from PIL import Image
 
-from tests.support.paths import ROOT
+from tests.support import forkserver
 
 # Images
 
@@ -176,15 +175,21 @@ def post(body: bytes | None = b"", *headers: str, path: str = "/v1/embeddings", 
 
 
 class Process:
-    """`python -m MODULE` in a folder of its own, with nothing of this environment but what is given."""
+    """`python -m MODULE` in a folder of its own, with nothing of this environment but what is given. `fresh` executes Python anew
+    even where a fork would do; see tests/support/forkserver.py."""
 
-    def __init__(self, module: str, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, module: str, folder: Path, environment: Mapping[str, str], fresh: bool = False) -> None:
         self.folder = folder
         self.stderr_file = folder / "stderr"
-        clean = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT), "HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+        self.stderr_file.touch()
+        environment = forkserver.clean_environment() | {"HOME": str(folder)} | environment
+        self.popen: subprocess.Popen[bytes] | forkserver.Forked
+        if not fresh and forkserver.takes(environment):
+            self.popen = forkserver.Forked(module, [], folder, environment, self.stderr_file, self.stderr_file)
+            return
         with self.stderr_file.open("wb") as stderr:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", module], cwd=folder, env=clean | dict(environment), stdout=stderr, stderr=stderr
+                [sys.executable, "-m", module], cwd=folder, env=environment, stdout=stderr, stderr=stderr
             )
 
     @property
@@ -225,11 +230,11 @@ class Process:
 
 
 @contextmanager
-def process(module: str = "tests.support.fakes", **environment: str) -> Iterator[Process]:
+def process(module: str = "tests.support.fakes", *, fresh: bool = False, **environment: str) -> Iterator[Process]:
     """A server of the fake model on a free port, or another module; killed if it is still there in the end."""
     defaults = {"API_KEY": "test:sk-test", "PORT": "0", "HOST": "127.0.0.1", "EMBEDDING_DIMENSION": "native"}
     with tempfile.TemporaryDirectory() as folder:
-        running = Process(module, Path(folder), defaults | environment)
+        running = Process(module, Path(folder), defaults | environment, fresh)
         try:
             yield running
         finally:

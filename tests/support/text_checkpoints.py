@@ -1,13 +1,17 @@
 """Small text models of random weights, written in the layout of sentence-transformers: one of every family and tokenizer.
 
 The weights are drawn so that a vector tells of all that was read; see models/checkpoints/demo.py for why the usual ones do not.
+
+    python -m tests.support.text_checkpoints
+
+trains the tokenizers anew.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,8 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+from tests.support.paths import ROOT
+
 _SOME = (
     "the river runs through old town and then out to sea boats come back with fish in morning lights on water are like stars "
     "a dog plays beach report is due friday kettle descale vinegar boil cat sleeps window rain falls over mountains while "
@@ -45,6 +51,12 @@ WIDTH = 48
 LIBRARY = "sentence_transformers.models"
 
 
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MPNET_SPECIALS = ("<s>", "<pad>", "</s>", "[UNK]", "<mask>")
+ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+QWEN_SPECIALS = ("<|endoftext|>", "<|im_end|>")
+
+
 def _special(names: Sequence[str], tokenizer: Tokenizer) -> list[tuple[str, int]]:
     return [(name, tokenizer.token_to_id(name)) for name in names]
 
@@ -56,8 +68,7 @@ def _around(tokenizer: Tokenizer, first: str, last: str) -> Tokenizer:
     return tokenizer
 
 
-@cache
-def _word_piece(specials: tuple[str, ...], first: str, last: str) -> Tokenizer:
+def _train_word_piece(specials: tuple[str, ...], first: str, last: str) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -65,8 +76,7 @@ def _word_piece(specials: tuple[str, ...], first: str, last: str) -> Tokenizer:
     return _around(tokenizer, first, last)
 
 
-@cache
-def _byte_pairs(specials: tuple[str, ...], first: str, last: str) -> Tokenizer:
+def _train_byte_pairs(specials: tuple[str, ...], first: str, last: str) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -78,8 +88,7 @@ def _byte_pairs(specials: tuple[str, ...], first: str, last: str) -> Tokenizer:
     return tokenizer
 
 
-@cache
-def _unigram() -> Tokenizer:
+def _train_unigram() -> Tokenizer:
     """As XLM-R's: its special tokens are pieces of the vocabulary, and the text </s> would be read as one."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
@@ -89,25 +98,28 @@ def _unigram() -> Tokenizer:
     return _around(tokenizer, "<s>", "</s>")
 
 
-BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-MPNET_SPECIALS = ("<s>", "<pad>", "</s>", "[UNK]", "<mask>")
-ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+# By family; how each was trained, and its padding. Two trainings on one corpus differ, so that the tokenizers are files.
+TOKENIZERS = ROOT / "tests" / "support" / "tokenizers"
+TRAININGS: dict[str, tuple[Callable[[], Tokenizer], str]] = {
+    "bert": (partial(_train_word_piece, BERT_SPECIALS, "[CLS]", "[SEP]"), "[PAD]"),
+    "modernbert": (partial(_train_byte_pairs, BERT_SPECIALS, "[CLS]", "[SEP]"), "[PAD]"),
+    "mpnet": (partial(_train_word_piece, MPNET_SPECIALS, "<s>", "</s>"), "<pad>"),
+    "qwen3": (partial(_train_byte_pairs, QWEN_SPECIALS, "", "<|endoftext|>"), "<|endoftext|>"),
+    "roberta": (partial(_train_byte_pairs, ROBERTA_SPECIALS, "<s>", "</s>"), "<pad>"),
+    "xlm-roberta": (_train_unigram, "<pad>"),
+}
+
+
+def train_tokenizers() -> None:
+    """Write the tokenizers anew. The vectors that were recorded of them are then of no use: see tests/support/text_oracle.py."""
+    TOKENIZERS.mkdir(exist_ok=True)
+    for name, (train, _) in TRAININGS.items():
+        train().save(str(TOKENIZERS / f"{name}.json"), pretty=False)
 
 
 def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
-    match family:
-        case "bert" | "distilbert":
-            made, padding = _word_piece(BERT_SPECIALS, "[CLS]", "[SEP]"), "[PAD]"
-        case "mpnet":
-            made, padding = _word_piece(MPNET_SPECIALS, "<s>", "</s>"), "<pad>"
-        case "roberta":
-            made, padding = _byte_pairs(ROBERTA_SPECIALS, "<s>", "</s>"), "<pad>"
-        case "xlm-roberta":
-            made, padding = _unigram(), "<pad>"
-        case "modernbert":
-            made, padding = _byte_pairs(BERT_SPECIALS, "[CLS]", "[SEP]"), "[PAD]"
-        case _:
-            made, padding = _byte_pairs(("<|endoftext|>", "<|im_end|>"), "", "<|endoftext|>"), "<|endoftext|>"
+    name = "bert" if family == "distilbert" else family
+    made, padding = Tokenizer.from_file(str(TOKENIZERS / f"{name}.json")), TRAININGS[name][1]
     return PreTrainedTokenizerFast(
         tokenizer_object=made,
         pad_token=padding,
@@ -215,3 +227,7 @@ def dense(inner: int, outer: int, *, bias: bool = True, activation: str = "activ
         "in_features": inner, "out_features": outer, "bias": bias, "activation_function": f"torch.nn.modules.{activation}"
     }  # fmt: skip
     return ("Dense", {**config, **({"use_residual": True} if residual else {})}, weights)
+
+
+if __name__ == "__main__":
+    train_tokenizers()

@@ -1,4 +1,4 @@
-"""The command against running services: ours as a process, and one that knows the bare API; and its command line."""
+"""The command with --url: against our service as a process, and against services of another make; and its command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -35,6 +34,7 @@ from tests.support.fakes import FakeModel
 from tests.support.hosts import Process, base64_of, picture, process
 from tests.support.paths import ROOT
 from tests.support.programs import certificate, free_port
+from tests.support.waiting import wait_until
 
 KEY = "sk-test"
 
@@ -50,7 +50,7 @@ def expected(count: int) -> np.ndarray:
 
 @contextmanager
 def service(**environment: str) -> Iterator[tuple[Process, str]]:
-    """The fake model, served by a process of its own."""
+    """Serve the fake model in another process. Yields it and its URL."""
     with process(**environment) as running:
         url = f"http://127.0.0.1:{running.port()}"
         running.until_status("ok")
@@ -58,35 +58,33 @@ def service(**environment: str) -> Iterator[tuple[Process, str]]:
 
 
 def command(*arguments: Any, folder: Path, **environment: str) -> subprocess.Popen[str]:
-    """`python -m app embed ...` in a folder of its own."""
+    """Start `python -m app embed ...` in `folder`, with no settings but those given."""
     clean = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(ROOT), "API_KEY": KEY, **environment}
-    whole = [sys.executable, "-m", "app", "embed", *map(str, arguments)]
-    return subprocess.Popen(whole, cwd=folder, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [sys.executable, "-m", "app", "embed", *map(str, arguments)]
+    return subprocess.Popen(words, cwd=folder, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def ended(running: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr."""
+    """Wait for the end of a command. Returns its exit code, stdout and stderr."""
     out, err = running.communicate(timeout=100)
     return running.returncode, out, err
 
 
-def until(condition: Any, running: subprocess.Popen[str]) -> None:
-    limit = time.monotonic() + 60
-    while not condition():
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < limit
-        time.sleep(0.01)
+def is_running(command: subprocess.Popen[str]) -> bool:
+    """Return True. Raises AssertionError, with what it has printed, if the command has ended."""
+    assert command.poll() is None, command.communicate()
+    return True
 
 
-def until_answered(url: str, count: int, running: subprocess.Popen[str]) -> None:
-    """Wait until a service has answered so many requests for vectors, the one that a command begins with among them."""
+def until_answered(url: str, count: int, command: subprocess.Popen[str]) -> None:
+    """Wait until a service has answered `count` requests for vectors. The first one of a command counts too."""
 
     def answered() -> bool:
         with urllib.request.urlopen(f"{url}/metrics", timeout=30) as reply:
             found = re.search(r'(?m)^embedding_requests_total\{status="200"\} (\S+)$', reply.read().decode())
         return found is not None and float(found[1]) >= count
 
-    until(answered, running)
+    wait_until(lambda: is_running(command) and answered(), f"{count} answered requests")
 
 
 def parts(output: Path) -> list[str]:
@@ -95,11 +93,11 @@ def parts(output: Path) -> list[str]:
     return []
 
 
-# Ours
+# Our service
 
 
-async def test_over_http_it_is_the_same_as_here(serve: Serve, tmp_path: Path) -> None:
-    """The miniature checkpoint, texts and images and bad rows, by both ways: the same vectors, fingerprint and reasons."""
+async def test_over_http_gives_the_same_as_in_process(serve: Serve, tmp_path: Path) -> None:
+    """A real model, texts, images and bad rows: both ways give the same vectors, fingerprint and reasons."""
     (tmp_path / "a.png").write_bytes(b"no image")
     items: list[Any] = [f"text {row}" for row in range(40)]
     items += [{"image": base64_of(picture(row, (40, 30)))} for row in range(5)] + [
@@ -110,7 +108,7 @@ async def test_over_http_it_is_the_same_as_here(serve: Serve, tmp_path: Path) ->
     source = write_lines(tmp_path / "in.jsonl", items)
     client = await serve(load("float32"))
     options = Options(source, tmp_path / "http.parquet", url=f"http://127.0.0.1:{client.port}", request_rows=7, quiet=True)
-    assert await Run(make_settings(), options).whole() == Ending.BAD_ROWS
+    assert await Run(make_settings(), options).run() == Ending.BAD_ROWS
     settings = {"MODEL_PATH": str(CHECKPOINT), "DEVICE": "cpu", "EMBEDDING_DIMENSION": "native"}
     code, _, said = await asyncio.to_thread(ended, command(source, "here.parquet", folder=tmp_path, **settings))
     assert code == 4, said
@@ -131,8 +129,8 @@ async def test_over_http_it_is_the_same_as_here(serve: Serve, tmp_path: Path) ->
     ],
     ids=str,
 )
-def test_a_service_with_less_room_than_is_asked_for(limits: dict[str, str], tmp_path: Path) -> None:
-    """Requests that are too much are split, those that come too early come again; a row that is too much alone is bad."""
+def test_service_with_smaller_limits_gets_smaller_requests(limits: dict[str, str], tmp_path: Path) -> None:
+    """Requests that are too large are split, those that come too early are retried, and a row that is too large alone is bad."""
     items = texts(150)
     items[70] = {"id": 70, "text": "x" * 3000}
     source, output = write_lines(tmp_path / "in.jsonl", items), tmp_path / "out.npy"
@@ -146,8 +144,8 @@ def test_a_service_with_less_room_than_is_asked_for(limits: dict[str, str], tmp_
     assert np.array_equal(np.load(output)[good], expected(150)[good])
 
 
-def test_a_service_whose_deadline_passes_before_a_request_is_done(tmp_path: Path) -> None:
-    """Rows that came in time are kept, the others are asked for again."""
+def test_service_whose_deadline_passes_is_asked_for_the_rest_again(tmp_path: Path) -> None:
+    """Rows that came in time are kept, and the others are asked for again."""
     source, output = write_lines(tmp_path / "in.jsonl", texts(40)), tmp_path / "out.npy"
     slow = {"FAKE_SECONDS_PER_BATCH": "0.1", "MAX_BATCH_SIZE": "1", "REQUEST_TIMEOUT_S": "2"}
     with service(**slow) as (_, url):
@@ -158,7 +156,7 @@ def test_a_service_whose_deadline_passes_before_a_request_is_done(tmp_path: Path
     assert np.array_equal(np.load(output), expected(40))
 
 
-def test_a_service_that_goes_away_and_comes_back(tmp_path: Path) -> None:
+def test_service_that_goes_away_is_waited_for(tmp_path: Path) -> None:
     port = str(free_port())
     source, output = write_lines(tmp_path / "in.jsonl", texts(4000)), tmp_path / "out.npy"
     options = ["--url", f"http://127.0.0.1:{port}", "--request-rows", 10, "--concurrency", 2]
@@ -173,7 +171,7 @@ def test_a_service_that_goes_away_and_comes_back(tmp_path: Path) -> None:
     journal = Journal(output)
     journal.resume()
     assert 0 < journal.cursor.row < 4000
-    # It waits for one that starts.
+    # The next command waits for a service to start.
     begun = command(source, output, *options, "--patience", 90, folder=tmp_path)
     assert begun.stderr is not None
     while "waiting for http" not in (line := begun.stderr.readline()):
@@ -185,13 +183,14 @@ def test_a_service_that_goes_away_and_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_command_that_is_stopped_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+def test_resume_after_a_signal(number: signal.Signals, tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", texts(1000)), tmp_path / "out.parquet"
     with service(FAKE_SECONDS_PER_BATCH="0.1") as (_, url):
         options = ("--url", url, "--request-rows", 10, "--concurrency", 1)
         begun = command(source, output, *options, folder=tmp_path)
         if number is signal.SIGKILL:
-            until(lambda: parts(output), begun)  # within COMMIT_EVERY_S, half of the time that all takes
+            # The whole run would take twice COMMIT_INTERVAL_S.
+            wait_until(lambda: is_running(begun) and parts(output), "a part")
         else:
             until_answered(url, 4, begun)
         begun.send_signal(number)
@@ -208,8 +207,8 @@ def test_a_command_that_is_stopped_goes_on(number: signal.Signals, tmp_path: Pat
     assert not leftovers(output)
 
 
-def test_a_full_disk_ends_the_run_which_goes_on(tmp_path: Path) -> None:
-    """As far as a limit on the size of files plays one."""
+def test_resume_after_a_full_disk(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk."""
     source, output = write_lines(tmp_path / "in.jsonl", texts(1000)), tmp_path / "out.jsonl"
     with service() as (_, url):
         arguments = [sys.executable, "-m", "app", "embed", str(source), str(output), "--url", url]
@@ -220,11 +219,11 @@ def test_a_full_disk_ends_the_run_which_goes_on(tmp_path: Path) -> None:
         assert "cannot be written: File too large" in done.stderr and "the same command goes on" in done.stderr
         assert not output.exists() and parts(output)
         code, _, said = ended(command(source, output, folder=tmp_path, MODEL_PATH="none"))
-        assert code == 0, said  # all was embedded: no model is needed to write it
+        assert code == 0, said  # every row was embedded, so writing the output needs no model
     assert np.allclose(read(output).vectors, expected(1000))
 
 
-def test_a_wrong_key_ends_the_run_and_is_never_shown(tmp_path: Path) -> None:
+def test_key_that_is_wrong_ends_the_run_and_is_never_shown(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", texts(3))
     with service() as (_, url):
         code, _, said = ended(command(source, "out.npy", "--url", url, folder=tmp_path, API_KEY="mine:sk-wrong"))
@@ -235,7 +234,7 @@ def test_a_wrong_key_ends_the_run_and_is_never_shown(tmp_path: Path) -> None:
         assert code == 2 and "404: model is not served here" in said
 
 
-def test_another_model_behind_the_same_address_ends_the_run(tmp_path: Path) -> None:
+def test_model_that_changes_behind_the_address_ends_the_run(tmp_path: Path) -> None:
     port = str(free_port())
     source, output = write_lines(tmp_path / "in.jsonl", texts(4000)), tmp_path / "out.npy"
     slow = {"PORT": port, "FAKE_SECONDS_PER_BATCH": "0.1"}
@@ -252,13 +251,13 @@ def test_another_model_behind_the_same_address_ends_the_run(tmp_path: Path) -> N
             assert code == 2 and "--restart" in said
 
 
-# One that knows neither `partial` nor fingerprints
+# Services of another make, which know neither `partial` nor fingerprints
 
 
 @asynccontextmanager
 async def plain_service(most: int, failing: int = 0) -> AsyncIterator[tuple[str, list[int]]]:
-    """An embeddings API of another make, which takes at most `most` inputs and refuses a request for any text with "bad" in it.
-    Its first `failing` replies are 500, or a broken connection. Yields its URL, and the sizes of what it was asked."""
+    """Serve an embeddings API that takes at most `most` inputs, and refuses a request if any text has "bad" in it. After the
+    first reply, `failing` ones are 500 or a broken connection. Yields its URL, and a list of the sizes of all requests."""
     model = FakeModel()
     asked: list[int] = []
 
@@ -290,31 +289,31 @@ async def plain_service(most: int, failing: int = 0) -> AsyncIterator[tuple[str,
         await runner.cleanup()
 
 
-async def test_a_service_of_another_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bulk.embedder._SMALLEST_BODY", 1)
+async def test_service_of_another_make_gives_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.bulk.embedder._MIN_BODY_BYTES", 1)
     items = texts(100)
     items[31] = items[32] = {"text": "bad"}
     source, output = write_lines(tmp_path / "in.jsonl", items), tmp_path / "out.npy"
     async with plain_service(most=10) as (url, asked):
         options = Options(source, output, url=url, request_rows=50, concurrency=1, quiet=True)
-        assert await Run(make_settings(), options).whole() == Ending.BAD_ROWS
+        assert await Run(make_settings(), options).run() == Ending.BAD_ROWS
     written = read(output)
     assert [line["row"] for line in written.bad] == [31, 32]
     assert np.allclose(written.vectors, np.delete(expected(100), [31, 32], axis=0), atol=1e-6)
     assert (written.meta["name"], written.meta["fingerprint"]) == ("plain", None)
-    assert asked[0] == 1 and max(asked[-4:]) <= 10  # what was too much is not asked for again
+    assert asked[0] == 1 and max(asked[-4:]) <= 10  # requests that were refused as too large are not sent again
 
 
-async def test_faults_of_a_service_are_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bulk.embedder._FIRST_WAIT_S", 0.01)
+async def test_service_that_fails_for_a_while_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.bulk.embedder._FIRST_BACKOFF_S", 0.01)
     source, output = write_lines(tmp_path / "in.jsonl", texts(50)), tmp_path / "out.npy"
     async with plain_service(most=100, failing=6) as (url, _):
         options = Options(source, output, url=url, request_rows=10, concurrency=1, quiet=True)
-        assert await Run(make_settings(), options).whole() == Ending.COMPLETE
+        assert await Run(make_settings(), options).run() == Ending.COMPLETE
     assert np.allclose(np.load(output), expected(50), atol=1e-6)
 
 
-async def test_what_is_no_embeddings_api_is_told(tmp_path: Path) -> None:
+async def test_service_that_is_no_embeddings_api_is_refused(tmp_path: Path) -> None:
     async def hello(request: web.Request) -> web.Response:
         return web.Response(text="hello")
 
@@ -329,7 +328,7 @@ async def test_what_is_no_embeddings_api_is_told(tmp_path: Path) -> None:
         for address, said in ((url, "does not answer as an embeddings API"), (f"{url}/elsewhere", "answers 404")):
             options = Options(source, tmp_path / "out.npy", url=address, quiet=True)
             with pytest.raises(Stopped, match=said) as stopped:
-                await Run(make_settings(), options).whole()
+                await Run(make_settings(), options).run()
             assert stopped.value.code == Ending.REFUSED
     finally:
         await runner.cleanup()
@@ -340,8 +339,8 @@ Respond = Callable[[list[Any], int], web.Response]
 
 @asynccontextmanager
 async def odd_service(respond: Respond, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    """A service that answers `respond(inputs, number of the request)` once the first request, for one vector, is answered well.
-    Yields its URL."""
+    """Serve an embeddings API that answers the first request, for one vector, with that, and each later one with
+    `respond(inputs, number of the request)`. Yields its URL."""
     count = 0
 
     async def answer(request: web.Request) -> web.Response:
@@ -375,18 +374,16 @@ def rows_of(inputs: list[Any]) -> list[dict[str, Any]]:
         lambda row: {**row, "embedding": []},
     ],
 )
-async def test_rows_that_cannot_be_told_apart_or_are_no_vectors_end_the_run(change: Any, tmp_path: Path) -> None:
+async def test_reply_with_malformed_rows_ends_the_run(change: Any, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", texts(20))
     async with odd_service(lambda inputs, _: web.json_response({"data": [change(row) for row in rows_of(inputs)]})) as url:
         with pytest.raises(Stopped, match="does not answer as an embeddings API does") as stopped:
-            await Run(make_settings(), Options(source, tmp_path / "out.npy", url=url, quiet=True)).whole()
+            await Run(make_settings(), Options(source, tmp_path / "out.npy", url=url, quiet=True)).run()
     assert stopped.value.code == Ending.REFUSED
 
 
-async def test_a_vector_that_is_not_finite_is_asked_for_again_and_is_a_bad_row_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.bulk.embedder._FIRST_WAIT_S", 0.01)
+async def test_reply_with_a_vector_that_is_not_finite_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.bulk.embedder._FIRST_BACKOFF_S", 0.01)
     again = 0
 
     def respond(inputs: list[Any], _: int) -> web.Response:
@@ -401,26 +398,26 @@ async def test_a_vector_that_is_not_finite_is_asked_for_again_and_is_a_bad_row_t
 
     source, output = write_lines(tmp_path / "in.jsonl", texts(20)), tmp_path / "out.jsonl"
     async with odd_service(respond) as url:
-        assert await Run(make_settings(), Options(source, output, url=url, quiet=True)).whole() == Ending.BAD_ROWS
+        assert await Run(make_settings(), Options(source, output, url=url, quiet=True)).run() == Ending.BAD_ROWS
     written = read(output)
     assert [(line["row"], line["reason"]) for line in written.bad] == [(3, "the vector has components that are not finite")]
     assert np.allclose(written.vectors, np.delete(expected(20), 3, axis=0))
 
 
-async def test_an_error_object_of_another_form_is_a_bad_row(tmp_path: Path) -> None:
+async def test_reply_with_an_error_of_another_form_is_a_bad_row(tmp_path: Path) -> None:
     error = {"error": {"message": "no", "param": 5, "type": ["x"]}}
     source, output = write_lines(tmp_path / "in.jsonl", texts(2)), tmp_path / "out.npy"
     async with odd_service(lambda *_: web.json_response(error, status=400)) as url:
-        assert await Run(make_settings(), Options(source, output, url=url, quiet=True)).whole() == Ending.BAD_ROWS
+        assert await Run(make_settings(), Options(source, output, url=url, quiet=True)).run() == Ending.BAD_ROWS
     assert [(line["reason"], line["param"]) for line in read(output).bad] == [("no", None)] * 2
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3, 4, 5, 9])
-async def test_no_row_is_bad_because_the_service_fails_for_a_while(
+async def test_service_that_fails_for_a_while_makes_no_bad_row(
     failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the moment at which it is well again; with requests so small that each row is alone at once."""
-    monkeypatch.setattr("app.bulk.embedder._FIRST_WAIT_S", 0.001)
+    """It recovers after any number of failures. With a row in each request, each row fails alone at once."""
+    monkeypatch.setattr("app.bulk.embedder._FIRST_BACKOFF_S", 0.001)
 
     def respond(inputs: list[Any], number: int) -> web.Response:
         return web.Response(status=500) if 3 < number <= 3 + failing else web.json_response({"data": rows_of(inputs)})
@@ -428,30 +425,30 @@ async def test_no_row_is_bad_because_the_service_fails_for_a_while(
     source, output = write_lines(tmp_path / "in.jsonl", texts(5)), tmp_path / "out.npy"
     async with odd_service(respond) as url:
         options = Options(source, output, url=url, request_rows=1, concurrency=1, quiet=True)
-        assert await Run(make_settings(), options).whole() == Ending.COMPLETE
+        assert await Run(make_settings(), options).run() == Ending.COMPLETE
     assert np.allclose(np.load(output), expected(5))
 
 
-async def test_a_service_that_fails_for_everything_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bulk.embedder._FIRST_WAIT_S", 0.001)
+async def test_service_that_fails_for_everything_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.bulk.embedder._FIRST_BACKOFF_S", 0.001)
     source, output = write_lines(tmp_path / "in.jsonl", texts(50)), tmp_path / "out.npy"
     async with odd_service(lambda *_: web.Response(status=500)) as url:
         options = Options(source, output, url=url, request_rows=1, concurrency=1, patience=0.0, quiet=True)
         with pytest.raises(Stopped, match="fails for whatever it is asked") as stopped:
-            await Run(make_settings(), options).whole()
+            await Run(make_settings(), options).run()
     assert stopped.value.code == Ending.STOPPED
-    assert Journal(output).rows_kept() == 0
+    assert Journal(output).rows_committed() == 0
 
 
-async def test_a_certificate_that_is_not_trusted_is_said_at_once(tmp_path: Path) -> None:
-    """It does not come to be so by waiting; one that the environment vouches for is taken."""
+async def test_certificate_that_is_not_trusted_ends_the_run_at_once(tmp_path: Path) -> None:
+    """Retrying would not help. A certificate that SSL_CERT_FILE vouches for is accepted."""
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority, key = certificate(tmp_path, "IP:127.0.0.1")
     tls.load_cert_chain(authority, key)
     source, output = write_lines(tmp_path / "in.jsonl", texts(5)), tmp_path / "out.npy"
     async with odd_service(lambda inputs, _: web.json_response({"data": rows_of(inputs)}), tls) as url:
         with pytest.raises(Stopped, match=r"certificate .* not trusted.*SSL_CERT_FILE") as stopped:
-            await Run(make_settings(), Options(source, output, url=url, quiet=True)).whole()
+            await Run(make_settings(), Options(source, output, url=url, quiet=True)).run()
         assert stopped.value.code == Ending.REFUSED
         begun = command(source, output, "--url", url, folder=tmp_path, SSL_CERT_FILE=str(authority))
         code, _, said = await asyncio.to_thread(ended, begun)
@@ -459,7 +456,7 @@ async def test_a_certificate_that_is_not_trusted_is_said_at_once(tmp_path: Path)
     assert np.allclose(np.load(output), expected(5))
 
 
-def test_where_embeddings_are() -> None:
+def test_endpoint_of_every_form_of_an_address() -> None:
     for url in ("http://a:1", "http://a:1/", "http://a:1/v1", "http://a:1/v1/", "http://a:1/v1/embeddings"):
         assert endpoint(url) == "http://a:1/v1/embeddings"
     assert endpoint("https://a/b/v1") == "https://a/b/v1/embeddings"
@@ -469,7 +466,7 @@ def test_where_embeddings_are() -> None:
         assert stopped.value.code == Ending.REFUSED and "sk-mine" not in str(stopped.value)
 
 
-def test_the_first_key_is_sent(tmp_path: Path) -> None:
+def test_key_that_is_sent_is_the_first(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", texts(3))
     with service(API_KEY="a:sk-a,b:sk-b") as (_, url):
         keys = tuple(ApiKey(name, f"sk-{name}".encode()) for name in ("b", "x"))
@@ -481,11 +478,11 @@ def test_the_first_key_is_sent(tmp_path: Path) -> None:
 # The command line
 
 
-def test_the_help_names_every_command_and_option(tmp_path: Path) -> None:
+def test_help_names_every_command_and_option(tmp_path: Path) -> None:
     def helped(*arguments: str) -> str:
-        whole = [sys.executable, "-m", "app", *arguments, "--help"]
+        words = [sys.executable, "-m", "app", *arguments, "--help"]
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-        done = subprocess.run(whole, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         return done.stdout
 
     said = helped()
@@ -499,14 +496,14 @@ def test_the_help_names_every_command_and_option(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("listener", [">&-", "2>&-", "> /dev/full", "| :"])
-def test_that_nobody_listens_is_no_failure(listener: str, tmp_path: Path) -> None:
+def test_stdout_that_cannot_be_written_is_no_failure(listener: str, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", texts(3))
     with service() as (_, url):
-        whole = [sys.executable, "-m", "app", "embed", str(source), "out.npy", "--url", url]
+        words = [sys.executable, "-m", "app", "embed", str(source), "out.npy", "--url", url]
         environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "API_KEY": KEY}
         script = f'set -o pipefail; "$@" {listener}'
         done = subprocess.run(
-            ["bash", "-c", script, "bash", *whole], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+            ["bash", "-c", script, "bash", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
         )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert np.array_equal(np.load(tmp_path / "out.npy"), expected(3))
@@ -525,10 +522,10 @@ def test_options_that_are_wrong_end_with_2(wrong: list[str], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_before_the_run_has_begun_is_no_success(number: signal.Signals, tmp_path: Path) -> None:
+def test_signal_before_the_run_has_begun_is_no_success(number: signal.Signals, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.env")
     begun = command(write_lines(tmp_path / "in.jsonl", texts(3)), "out.npy", folder=tmp_path)
-    with (tmp_path / "config.env").open("w"):  # open once the settings are being read
+    with (tmp_path / "config.env").open("w"):  # returns once the command reads its settings
         begun.send_signal(number)
         code, _, said = ended(begun)
     assert code == -number and said == ""

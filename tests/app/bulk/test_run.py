@@ -1,4 +1,4 @@
-"""Runs of the command on the engine in this process: what comes out, what is refused, and that a run goes on where it stopped."""
+"""The command with the engine in this process: its output, what it refuses, and that a run is resumed where it stopped."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from tests.support.bulk_runs import leftovers, read, run, write_lines
 from tests.support.fakes import FakeModel
 from tests.support.oracle import cosines
 from tests.support.paths import CONFORMANCE, ROOT
+from tests.support.waiting import until
 
 FORMS = (".parquet", ".npy", ".jsonl")
 
@@ -48,11 +49,11 @@ def expected(rows: list[int], model: FakeModel | None = None, **more: Any) -> np
     return np.stack([model.vector(f"text {row}", **more) for row in rows])
 
 
-# What comes out
+# The output
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_row_has_its_vector_in_order(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_has_every_vector_in_order(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / f"out{form}"
     items: list[Any] = texts(100)
     items[7], items[50], items[99] = {"id": 7}, b"{", {"id": 99, "image": "none.png"}
@@ -79,7 +80,7 @@ def test_every_row_has_its_vector_in_order(form: str, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_no_rows(form: str, tmp_path: Path) -> None:
+def test_output_of_an_empty_input_is_empty(form: str, tmp_path: Path) -> None:
     output = tmp_path / f"out{form}"
     assert run(write_lines(tmp_path / "in.jsonl", []), output) == Ending.COMPLETE
     assert output.exists() and not leftovers(output)
@@ -91,7 +92,7 @@ def test_no_rows(form: str, tmp_path: Path) -> None:
         assert output.read_bytes() == b""
 
 
-def test_parquet_says_what_it_holds(tmp_path: Path) -> None:
+def test_parquet_metadata_names_model_and_options(tmp_path: Path) -> None:
     output = tmp_path / "out.parquet"
     assert run(write_lines(tmp_path / "in.jsonl", texts(9)), output, instruction="Find.", dimensions=8) == Ending.COMPLETE
     schema = pq.read_schema(output)
@@ -112,8 +113,8 @@ def test_parquet_says_what_it_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_ids_are_numbers_where_all_are(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bulk.stream.COMMIT_ROWS", 2)  # some parts have numbers alone
+def test_ids_are_numbers_if_all_are(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.bulk.stream.COMMIT_ROWS", 2)  # so that some parts have only numbers
     for ids, found in (
         ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5]),
         ([1, 2, "x", 4, None], ["1", "2", "x", "4", None]),
@@ -127,7 +128,7 @@ def test_ids_are_numbers_where_all_are(form: str, tmp_path: Path, monkeypatch: p
         assert output.with_name(f"{output.name}.ids.jsonl").exists() == (form == ".npy" and ids != [None] * 5)
 
 
-def test_a_numpy_file_has_a_row_for_each_of_the_inputs(tmp_path: Path) -> None:
+def test_npy_has_a_row_for_each_row_of_the_input(tmp_path: Path) -> None:
     items: list[Any] = texts(5)
     items[1] = {"id": "one"}
     output = tmp_path / "out.npy"
@@ -137,10 +138,10 @@ def test_a_numpy_file_has_a_row_for_each_of_the_inputs(tmp_path: Path) -> None:
     assert np.isnan(array[1]).all()
     assert np.array_equal(array[[0, 2, 3, 4]], expected([0, 2, 3, 4]))
     ids = [json.loads(line) for line in (tmp_path / "out.npy.ids.jsonl").read_text().splitlines()]
-    assert ids == ["0", "one", "2", "3", "4"]  # the id of a bad row too
+    assert ids == ["0", "one", "2", "3", "4"]  # with the id of the bad row
 
 
-def test_what_was_asked_for_is_asked(tmp_path: Path) -> None:
+def test_options_reach_the_model(tmp_path: Path) -> None:
     model = FakeModel()
     long = "x" * 100
     items = [{"text": "a", "instruction": "own"}, "b", long]
@@ -155,8 +156,8 @@ def test_what_was_asked_for_is_asked(tmp_path: Path) -> None:
     assert run(source, tmp_path / "b.npy", model, settings, truncate=True) == Ending.COMPLETE
 
 
-def test_numbers_make_no_later_request_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request of nothing else is refused whole, as one that has too many inputs is."""
+def test_request_size_is_not_lowered_by_items_of_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request of nothing but numbers is refused as a whole, as one with too many inputs is."""
     sizes: list[int] = []
     post = InProcess.post
 
@@ -171,8 +172,8 @@ def test_numbers_make_no_later_request_small(tmp_path: Path, monkeypatch: pytest
     assert len(sizes) < 120 and max(sizes[66:]) > 100, sizes
 
 
-def test_an_input_that_breaks_the_model_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bulk.embedder._FIRST_WAIT_S", 0.01)
+def test_model_that_fails_for_one_input_makes_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.bulk.embedder._FIRST_BACKOFF_S", 0.01)
     items: list[Any] = [*texts(20, ids=False), "poison", *texts(20, ids=False)]
     output = tmp_path / "out.npy"
     assert run(write_lines(tmp_path / "in.jsonl", items), output, FakeModel(fail_text="poison")) == Ending.BAD_ROWS
@@ -181,8 +182,8 @@ def test_an_input_that_breaks_the_model_is_one_bad_row(tmp_path: Path, monkeypat
     assert len(written.rows) == 40
 
 
-def test_a_model_that_fails_for_everything_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bulk.embedder._FIRST_WAIT_S", 0.001)
+def test_model_that_fails_for_everything_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.bulk.embedder._FIRST_BACKOFF_S", 0.001)
     source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
     with pytest.raises(Stopped, match="fails for whatever it is asked") as stopped:
         run(source, output, FakeModel(fail_text="text"))
@@ -191,7 +192,7 @@ def test_a_model_that_fails_for_everything_ends_the_run(tmp_path: Path, monkeypa
     assert np.array_equal(np.load(output), expected(list(range(100))))
 
 
-# Against the service, with a real model
+# A real model
 
 
 async def test_vectors_are_those_of_the_service_and_of_the_official_code(serve: Serve, tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ async def test_vectors_are_those_of_the_service_and_of_the_official_code(serve: 
         items.append({**item, "image": [str(CONFORMANCE / "cases" / image) for image in images]} if images else item)
     source, output = write_lines(tmp_path / "in.jsonl", [*items, {"id": "bad", "image": "none.png"}]), tmp_path / "out.parquet"
     command = Run(make_settings(), Options(source, output, quiet=True, request_rows=20), model.load_both)
-    assert await command.whole() == Ending.BAD_ROWS
+    assert await command.run() == Ending.BAD_ROWS
     written = read(output)
     assert written.ids == [case["id"] for case in CASES]
     assert cosines(written.vectors, golden()).min() >= 0.9999
@@ -218,7 +219,7 @@ async def test_vectors_are_those_of_the_service_and_of_the_official_code(serve: 
     assert written.meta["fingerprint"] == listed["data"][0]["fingerprint"]
 
 
-def test_a_folder_of_images_with_a_real_model(tmp_path: Path) -> None:
+def test_folder_of_images_has_the_vectors_of_the_official_code(tmp_path: Path) -> None:
     output = tmp_path / "out.parquet"
     assert run(CONFORMANCE / "cases", output, load("float32")) == Ending.COMPLETE
     written = read(output)
@@ -234,11 +235,11 @@ def test_a_folder_of_images_with_a_real_model(tmp_path: Path) -> None:
     assert cosines(written.vectors[[mine for mine, _ in found]], golden()[[theirs for _, theirs in found]]).min() >= 0.9999
 
 
-# What is refused
+# Resuming, and what is refused
 
 
 def stopped_in_the_middle(source: Path, output: Path, **more: Any) -> Journal:
-    """A run whose device was lost after some rows were committed."""
+    """Run until the device is lost, after some rows are committed. Returns the resumed journal."""
     with pytest.raises(Stopped) as stopped:
         run(source, output, FakeModel(lose_after=5), request_rows=10, concurrency=1, **more)
     assert stopped.value.code == Ending.DEVICE_FAILED
@@ -249,18 +250,18 @@ def stopped_in_the_middle(source: Path, output: Path, **more: Any) -> Journal:
     return journal
 
 
-def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_resume_begins_where_the_run_stopped(tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
     done = stopped_in_the_middle(source, output).cursor.row
     assert not output.exists()
     model = FakeModel()
     assert run(source, output, model) == Ending.COMPLETE
-    assert model.embedded == 100 - done + 1  # one to ask whether all that is asked for is accepted
+    assert model.embedded == 100 - done + 1  # and one to see whether the options are accepted
     assert np.array_equal(np.load(output), expected(list(range(100))))
     assert not leftovers(output)
 
 
-def test_a_run_that_cuts_texts_goes_on_under_the_same_limit_alone(tmp_path: Path) -> None:
+def test_resume_with_truncate_needs_the_same_limit(tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
     stopped_in_the_middle(source, output, truncate=True)
     with pytest.raises(Stopped, match="MAX_INPUT_TOKENS") as stopped:
@@ -271,7 +272,7 @@ def test_a_run_that_cuts_texts_goes_on_under_the_same_limit_alone(tmp_path: Path
     assert run(source, output, truncate=True) == Ending.COMPLETE
 
 
-def test_an_output_that_came_while_the_run_was_stopped_stays(tmp_path: Path) -> None:
+def test_resume_keeps_an_output_that_came_meanwhile(tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
     stopped_in_the_middle(source, output)
     output.write_bytes(b"dear")
@@ -283,7 +284,7 @@ def test_an_output_that_came_while_the_run_was_stopped_stays(tmp_path: Path) -> 
     assert model.embedded < 100
 
 
-def test_a_run_does_not_go_on_with_something_else(tmp_path: Path) -> None:
+def test_resume_refuses_another_input_model_or_options(tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
     stopped_in_the_middle(source, output)
 
@@ -306,8 +307,8 @@ def test_a_run_does_not_go_on_with_something_else(tmp_path: Path) -> None:
     assert np.array_equal(np.load(output)[5], FakeModel().vector("text 6"))
 
 
-def test_a_run_that_has_done_nothing_binds_no_other(tmp_path: Path) -> None:
-    """Its input cannot be read; the next command has another, and other options."""
+def test_resume_ignores_a_run_without_progress(tmp_path: Path) -> None:
+    """Its input could not be read. The next command has another input, and other options."""
     source, output = tmp_path / "in.jsonl", tmp_path / "out.npy"
     source.write_text("a text\n", "utf-16")
     with pytest.raises(Stopped, match="convert it to UTF-8"):
@@ -318,7 +319,7 @@ def test_a_run_that_has_done_nothing_binds_no_other(tmp_path: Path) -> None:
     assert not leftovers(output)
 
 
-def test_an_input_that_changes_meanwhile_ends_the_run(tmp_path: Path) -> None:
+def test_input_that_changes_meanwhile_ends_the_run(tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
 
     class Changing(FakeModel):
@@ -331,7 +332,7 @@ def test_an_input_that_changes_meanwhile_ends_the_run(tmp_path: Path) -> None:
         run(source, output, Changing(), request_rows=10)
 
 
-def test_an_output_that_is_there_stays(tmp_path: Path) -> None:
+def test_overwrite_is_needed_to_replace_an_output(tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", texts(3)), tmp_path / "out.npy"
     output.write_bytes(b"dear")
     bad = output.with_name("out.npy.bad.jsonl")
@@ -345,16 +346,16 @@ def test_an_output_that_is_there_stays(tmp_path: Path) -> None:
     assert output.read_bytes() == b"dear" and bad.exists() and not leftovers(output)
     assert run(source, output, overwrite=True) == Ending.COMPLETE
     assert np.array_equal(np.load(output), expected([0, 1, 2]))
-    assert not bad.exists()  # it was the old output's
+    assert not bad.exists()  # it belonged to the old output
 
 
 def run_with_load_error(source: Path, output: Path, error: Exception) -> int:
     options = Options(source, output, quiet=True, overwrite=True)
-    return asyncio.run(Run(make_settings(), options, FakeModel(load_error=error).load_both).whole())
+    return asyncio.run(Run(make_settings(), options, FakeModel(load_error=error).load_both).run())
 
 
 @pytest.mark.parametrize(("error", "code"), [(ModelLoadError("x"), 1), (DeviceUnavailable("x"), 2), (ValueError("x"), 1)])
-def test_a_model_that_cannot_be_loaded(error: Exception, code: int, tmp_path: Path) -> None:
+def test_model_that_cannot_be_loaded_ends_the_run(error: Exception, code: int, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", texts(3))
     with pytest.raises(Stopped) as stopped:
         run_with_load_error(source, tmp_path / "out.npy", error)
@@ -372,7 +373,7 @@ def test_a_model_that_cannot_be_loaded(error: Exception, code: int, tmp_path: Pa
         ("in.jsonl", "in.jsonl", "one file"),
     ],
 )
-def test_what_cannot_be_is_refused_before_a_model_is_loaded(source: str, output: str, said: str, tmp_path: Path) -> None:
+def test_paths_are_checked_before_a_model_is_loaded(source: str, output: str, said: str, tmp_path: Path) -> None:
     write_lines(tmp_path / "in.jsonl", texts(3))
     (tmp_path / "folder.npy").mkdir()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -382,14 +383,14 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(source: str, output:
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_dimensions_that_the_model_has_not_are_refused(tmp_path: Path) -> None:
+def test_dimensions_beyond_the_models_are_refused(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", texts(3))
     with pytest.raises(Stopped, match="dimensions must be an integer from 1 to 16") as stopped:
         run(source, tmp_path / "out.npy", dimensions=17)
     assert stopped.value.code == Ending.REFUSED and {path.name for path in tmp_path.iterdir()} == {"in.jsonl"}
 
 
-def test_a_second_process_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+def test_lock_refuses_a_second_process(tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", texts(3)), tmp_path / "out.npy"
     holder = "import sys; from app.bulk.journal import Journal; from pathlib import Path\n"
     holder += "with Journal(Path(sys.argv[1])).locked(): print('held', flush=True); input()"
@@ -403,7 +404,7 @@ def test_a_second_process_is_refused_and_harms_nothing(tmp_path: Path) -> None:
     assert run(source, output) == Ending.COMPLETE
 
 
-def test_a_part_that_is_gone_or_damaged_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_journal_part_that_is_gone_or_damaged_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.bulk.stream.COMMIT_ROWS", 10)
     source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
     parts = stopped_in_the_middle(source, output).parts()
@@ -418,13 +419,16 @@ def test_a_part_that_is_gone_or_damaged_is_noticed(tmp_path: Path, monkeypatch: 
         run(source, output)
 
 
-# How it goes along
+# While it runs
 
 
-def test_no_more_is_read_than_may_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the device held up, the reader stops at two windows of requests."""
+def test_reader_stops_when_the_window_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window has room for twice as many requests as may be under way. One row more is read, which closes the last of them."""
     read_rows: list[int] = []
+    leads: list[int] = []
     gate = threading.Event()
+    filled = asyncio.Event()
+    read_ahead = stream.Stream._read_ahead
     opened = module.open_source
 
     def counting(*arguments: Any, **more: Any) -> Any:
@@ -437,31 +441,37 @@ def test_no_more_is_read_than_may_wait(tmp_path: Path, monkeypatch: pytest.Monke
         def embed(self, batch: Any) -> Any:
             if len(batch) > 1:
                 gate.wait(60)
+            leads.append(len(read_rows) - self.embedded)
             return super().embed(batch)
 
+    async def noted(self: stream.Stream) -> bool:
+        found = await read_ahead(self)
+        filled.set()
+        return found
+
     monkeypatch.setattr(module, "open_source", counting)
+    monkeypatch.setattr(stream.Stream, "_read_ahead", noted)
     source, output = write_lines(tmp_path / "in.jsonl", texts(1000)), tmp_path / "out.npy"
 
-    async def whole() -> int:
+    async def embed() -> int:
         options = Options(source, output, quiet=True, request_rows=10, concurrency=2)
-        running = asyncio.create_task(Run(make_settings(), options, Held().load_both).whole())
-        while len(read_rows) < 40:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
-        assert len(read_rows) <= 41  # the one that begins the next request
+        running = asyncio.create_task(Run(make_settings(), options, Held().load_both).run())
+        await until(lambda: filled.is_set() or running.done())
+        assert len(read_rows) == 41
         gate.set()
         return await running
 
-    assert asyncio.run(whole()) == Ending.COMPLETE
+    assert asyncio.run(embed()) == Ending.COMPLETE
     assert read_rows == list(range(1000))
+    assert max(leads) <= 41
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_with_what_is_done_kept(number: signal.Signals, tmp_path: Path) -> None:
+def test_signal_ends_the_run_and_keeps_what_is_done(number: signal.Signals, tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
 
     class Asked(FakeModel):
-        """Once: a second signal ends the process, which is pytest's."""
+        """Sends the signal once: a second one would end the process, which is pytest's."""
 
         asked = False
 
@@ -481,8 +491,8 @@ def test_a_signal_ends_the_run_with_what_is_done_kept(number: signal.Signals, tm
     assert np.array_equal(np.load(output), expected(list(range(100))))
 
 
-def test_a_run_killed_at_every_point_goes_on(tmp_path: Path) -> None:
-    """Every third of the points at which a run makes something durable, the assembly's among them; fewer for the other forms."""
+def test_resume_after_a_kill_at_every_point(tmp_path: Path) -> None:
+    """At every third point at which a run makes something durable, those of the assembly included; at fewer for other formats."""
     kills = 0
     for step, forms in (("3", [".npy"]), ("13", [".parquet", ".jsonl"])):
         (tmp_path / step).mkdir()
@@ -493,7 +503,7 @@ def test_a_run_killed_at_every_point_goes_on(tmp_path: Path) -> None:
     assert kills > 20
 
 
-def test_bad_rows_and_long_ids_are_committed_as_soon_as_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_counts_bad_rows_and_long_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "COMMIT_BYTES", 2000)
     committed: list[int] = []
     commit = Journal.commit
@@ -505,14 +515,14 @@ def test_bad_rows_and_long_ids_are_committed_as_soon_as_vectors(tmp_path: Path, 
         assert sum(committed) == len(items) and max(committed) <= most
 
 
-def test_progress_is_told_in_lines_where_there_is_no_terminal(
+def test_progress_is_logged_without_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("app.bulk.progress._LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("app.bulk.progress._LOG_INTERVAL_S", 0.0)
     caplog.set_level("INFO")
     source = write_lines(tmp_path / "in.jsonl", [*texts(30), b"{"])
     options = Options(source, tmp_path / "out.npy", request_rows=10)
-    assert asyncio.run(Run(make_settings(), options, FakeModel().load_both).whole()) == Ending.BAD_ROWS
+    assert asyncio.run(Run(make_settings(), options, FakeModel().load_both).run()) == Ending.BAD_ROWS
     lines = [record.message for record in caplog.records if record.name == "app.bulk.progress"]
     assert len(lines) == 4
     assert lines[0].startswith("10 rows, ") and lines[0].endswith(" left") and "rows/s, 3" in lines[0]
@@ -520,7 +530,7 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(
 
 
 @pytest.mark.parametrize("total", [100, None])
-def test_the_bar(total: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_a_bar_on_a_terminal(total: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -530,11 +540,11 @@ def test_the_bar(total: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.fullmatch(r"( 50%\|.*\| )?1,005 rows, [\d,]+ rows/s, 2 bad \[00:00(<00:00)?\]\s*", shown), shown
 
 
-# What must not be touched, and what is damaged
+# Files of others, and damaged ones
 
 
 def finished_but_not_moved(source: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that ends where its output is written and not moved to its place yet."""
+    """Run until the output is written, but not moved to its place."""
 
     def full(journal: Journal) -> dict[str, Any]:
         raise OSError(28, "No space left on device")
@@ -544,9 +554,7 @@ def finished_but_not_moved(source: Path, output: Path, monkeypatch: pytest.Monke
         run(source, output)
 
 
-def test_what_is_left_to_move_is_not_passed_off_as_the_output_of_another_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_moves_no_output_of_another_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "out.npy"
     first, second = (write_lines(tmp_path / f"{count}.jsonl", texts(count)) for count in (3, 5))
     finished_but_not_moved(first, output, monkeypatch)
@@ -564,7 +572,7 @@ def test_what_is_left_to_move_is_not_passed_off_as_the_output_of_another_input(
 
 
 @pytest.mark.parametrize("name", ["bad.jsonl", "ids.jsonl"])
-def test_an_input_with_the_name_of_what_goes_with_the_output_is_refused(name: str, tmp_path: Path) -> None:
+def test_paths_of_the_input_and_the_outputs_siblings_must_differ(name: str, tmp_path: Path) -> None:
     source = write_lines(tmp_path / f"out.npy.{name}", texts(3))
     (tmp_path / "link.jsonl").symlink_to(source)
     for path in (source, tmp_path / "link.jsonl"):
@@ -574,7 +582,7 @@ def test_an_input_with_the_name_of_what_goes_with_the_output_is_refused(name: st
     assert len(source.read_bytes().splitlines()) == 3
 
 
-def test_an_output_that_could_not_be_written_is_refused_before_anything_is_embedded(tmp_path: Path) -> None:
+def test_paths_that_cannot_be_written_are_refused_before_embedding(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", texts(3))
     (tmp_path / "out.npy.meta.json").mkdir()
     for output, said in ((tmp_path / "out.npy", "is a folder"), (tmp_path / f"{'n' * 240}.npy", "too long")):
@@ -585,7 +593,7 @@ def test_an_output_that_could_not_be_written_is_refused_before_anything_is_embed
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_names_of_files_need_not_be_text(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_paths_need_not_be_utf_8(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / os.fsdecode(b"in\xff.parquet")
     pq.write_table(pa.table({"id": range(3), "text": [f"text {row}" for row in range(3)]}), tmp_path / "in.parquet")
     (tmp_path / "in.parquet").rename(source)
@@ -605,7 +613,7 @@ def test_names_of_files_need_not_be_text(form: str, tmp_path: Path, capsys: pyte
         ("pipe.jsonl", "out.npy", "pipe.jsonl is no regular file"),
     ],
 )
-def test_a_path_that_cannot_be_looked_at_is_refused(source: str, output: str, said: str, tmp_path: Path) -> None:
+def test_paths_that_cannot_be_read_are_refused(source: str, output: str, said: str, tmp_path: Path) -> None:
     write_lines(tmp_path / "in.jsonl", texts(3))
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(Stopped, match=said) as stopped:
@@ -614,7 +622,7 @@ def test_a_path_that_cannot_be_looked_at_is_refused(source: str, output: str, sa
 
 
 @pytest.mark.parametrize("name", ["bad.jsonl", "bad.ndjson", "listing.jsonl", "lock.npy"])
-def test_an_output_with_the_name_of_a_file_of_the_journal(name: str, tmp_path: Path) -> None:
+def test_journal_of_an_output_named_like_one_of_its_files(name: str, tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", [*texts(30), b"{", *texts(30)]), tmp_path / name
     stopped_in_the_middle(source, output)
     assert run(source, output) == Ending.BAD_ROWS
@@ -623,7 +631,7 @@ def test_an_output_with_the_name_of_a_file_of_the_journal(name: str, tmp_path: P
     assert not leftovers(output)
 
 
-def test_a_folder_that_is_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+def test_journal_folder_with_foreign_files_is_left_alone(tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", texts(3)), tmp_path / "out.parquet"
     parts = tmp_path / "out.parquet.parts"
     parts.mkdir()
@@ -646,7 +654,7 @@ def test_a_folder_that_is_somebody_elses_is_left_alone(tmp_path: Path) -> None:
         ("complete.json", b'{"rows": 99}', "lacks its last part"),
     ],
 )
-def test_a_journal_that_is_damaged_is_told(name: str, data: bytes, said: str, tmp_path: Path) -> None:
+def test_journal_that_is_damaged_is_refused(name: str, data: bytes, said: str, tmp_path: Path) -> None:
     items: list[Any] = [b"{", *texts(100)]
     source, output = write_lines(tmp_path / "in.jsonl", items), tmp_path / "out.npy"
     stopped_in_the_middle(source, output)
@@ -658,8 +666,8 @@ def test_a_journal_that_is_damaged_is_told(name: str, data: bytes, said: str, tm
     assert len(read(output).rows) == 100
 
 
-def test_a_part_that_is_damaged_anywhere_never_ends_without_a_word(tmp_path: Path) -> None:
-    """Bytes of its own format, that is: those of a vector are as good as any."""
+def test_journal_part_that_is_damaged_anywhere_is_read_or_refused(tmp_path: Path) -> None:
+    """Only bytes of the format are damaged: any bytes are a valid vector."""
     source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
     part = stopped_in_the_middle(source, output).parts()[-1].path
     data = part.read_bytes()
@@ -673,7 +681,7 @@ def test_a_part_that_is_damaged_anywhere_never_ends_without_a_word(tmp_path: Pat
             assert stopped.code == Ending.REFUSED
 
 
-def test_how_much_is_kept_is_told_before_the_run_goes_on_too(tmp_path: Path) -> None:
+def test_resume_hint_counts_the_rows_of_earlier_runs(tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", texts(100)), tmp_path / "out.npy"
     done = stopped_in_the_middle(source, output).cursor.row
     with pytest.raises(Stopped, match=f"\n{done} rows are done") as stopped:

@@ -1,4 +1,4 @@
-"""Inputs: every form read to the same rows, bad rows in their places, from any row on, and in bounded memory."""
+"""Inputs: every format gives the same rows, with bad rows in their places, from any row on, in bounded memory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ import pytest
 from app.bulk.ending import Stopped
 from app.bulk.items import Columns
 from app.bulk.journal import Journal
-from app.bulk.rows import Cursor, Row, Source
+from app.bulk.rows import BulkRow, Cursor, Source
 from app.bulk.sources import open_source
-from app.bulk.stream import LATE_S, SOON_S, Pace, groups
+from app.bulk.stream import FAST_S, SLOW_S, Pace, groups
 from tests.support.bulk_runs import write_lines
 from tests.support.hosts import base64_of, picture, png
 
@@ -35,12 +35,12 @@ def opened(path: Path, columns: Columns = Columns(), delimiter: str | None = Non
     return open_source(path, columns, delimiter, listing=listing, check=lambda: None, **limits)
 
 
-def every(path: Path, *arguments: Any) -> list[Row]:
+def read_all(path: Path, *arguments: Any) -> list[BulkRow]:
     return list(opened(path, *arguments).rows(Cursor()))
 
 
-def told(row: Row) -> Any:
-    """A row in short: id and item, or id and reason."""
+def brief(row: BulkRow) -> Any:
+    """Return a row in short: its id, and its item or the reason of its fault."""
     return (row.id, json.loads(row.item) if row.item is not None else row.fault and row.fault.message)
 
 
@@ -54,7 +54,7 @@ def csv_file(path: Path, rows: list[list[str]], delimiter: str = ",") -> Path:
 # JSON Lines
 
 
-def test_lines_hold_what_the_api_takes(tmp_path: Path) -> None:
+def test_jsonl_takes_every_item_of_the_api(tmp_path: Path) -> None:
     items = [
         "a text",
         {"id": "x", "text": "t", "instruction": "i", "title": "is not sent"},
@@ -62,8 +62,8 @@ def test_lines_hold_what_the_api_takes(tmp_path: Path) -> None:
         [{"role": "user", "content": "hi"}],
         {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
     ]
-    rows = every(write_lines(tmp_path / "in.jsonl", items))
-    assert [told(row) for row in rows] == [
+    rows = read_all(write_lines(tmp_path / "in.jsonl", items))
+    assert [brief(row) for row in rows] == [
         (None, "a text"),
         ("x", {"text": "t", "instruction": "i"}),
         (7, {"content": ["a", {"type": "text", "text": "b"}]}),
@@ -73,11 +73,11 @@ def test_lines_hold_what_the_api_takes(tmp_path: Path) -> None:
     assert [row.number for row in rows] == list(range(5))
 
 
-def test_a_line_that_is_no_json_is_one_bad_row(tmp_path: Path) -> None:
+def test_jsonl_line_that_is_no_json_is_one_bad_row(tmp_path: Path) -> None:
     lines = ["a", b"{", b"", b"  ", b'"\xff"', b'"' + b"x" * LINE + b'"', {"id": [1], "text": "t"}, "z"]
-    rows = every(write_lines(tmp_path / "in.jsonl", lines))
+    rows = read_all(write_lines(tmp_path / "in.jsonl", lines))
     assert [row.number for row in rows] == list(range(6))
-    assert [row.line for row in rows] == [1, 2, 5, 6, 7, 8]  # empty lines are lines, and no rows
+    assert [row.line for row in rows] == [1, 2, 5, 6, 7, 8]  # empty lines are counted, but are no rows
     reasons = [row.fault.message if row.fault else None for row in rows]
     assert reasons[0] is None and reasons[-1] is None
     assert all(reason and "not valid JSON in UTF-8" in reason for reason in reasons[1:3])
@@ -85,25 +85,25 @@ def test_a_line_that_is_no_json_is_one_bad_row(tmp_path: Path) -> None:
     assert reasons[4] == "id must be a string or a whole number"
 
 
-def test_a_mark_of_utf_8_is_no_text_and_utf_16_is_refused(tmp_path: Path) -> None:
+def test_jsonl_loses_its_byte_order_mark_and_utf_16_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'\xef\xbb\xbf"a"\n"b"')
-    assert [told(row) for row in every(path)] == [(None, "a"), (None, "b")]
+    assert [brief(row) for row in read_all(path)] == [(None, "a"), (None, "b")]
     path.write_text('"a"\n', encoding="utf-16")
     with pytest.raises(Stopped, match="UTF-16"):
-        every(path)
+        read_all(path)
 
 
-def test_keys_of_lines_may_be_chosen(tmp_path: Path) -> None:
+def test_jsonl_keys_may_be_chosen(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "in.jsonl", [{"body": "t", "text": "not this", "key": "k"}, {"text": "no body"}])
-    rows = every(path, Columns(text="body", id="key"))
-    assert [told(row) for row in rows] == [("k", {"text": "t"}), (None, "the row has neither a text nor an image")]
+    rows = read_all(path, Columns(text="body", id="key"))
+    assert [brief(row) for row in rows] == [("k", {"text": "t"}), (None, "the row has neither a text nor an image")]
 
 
 # Images in rows
 
 
-def test_what_is_an_image(tmp_path: Path) -> None:
+def test_image_is_a_url_a_path_or_base64(tmp_path: Path) -> None:
     data = png(picture(1))
     (tmp_path / "in").mkdir()
     (tmp_path / "photo.png").write_bytes(data)
@@ -112,8 +112,8 @@ def test_what_is_an_image(tmp_path: Path) -> None:
     assert "." not in encoded
     same = ["https://example.org/photo.png", f"data:image/png;base64,{encoded}", encoded, "bm90IGFuIGltYWdl", "ftp://a.b/c.png"]
     for image in same:
-        (row,) = every(write_lines(tmp_path / "in" / "in.jsonl", [{"image": image}]))
-        assert told(row) == (None, {"image": image})
+        (row,) = read_all(write_lines(tmp_path / "in" / "in.jsonl", [{"image": image}]))
+        assert brief(row) == (None, {"image": image})
     named = "photo.png"
     read: list[tuple[Any, Any]] = [
         ({"image": named}, {"image": encoded}),
@@ -127,16 +127,16 @@ def test_what_is_an_image(tmp_path: Path) -> None:
         ("photo.png", "photo.png"),
     ]
     for item, expected in read:
-        (row,) = every(write_lines(tmp_path / "in" / "in.jsonl", [item]))
-        found = told(row)[1]
+        (row,) = read_all(write_lines(tmp_path / "in" / "in.jsonl", [item]))
+        found = brief(row)[1]
         assert found == (expected or json.loads(json.dumps(item).replace(f'"{named}"', f'"{encoded}"')))
 
 
 @pytest.mark.parametrize("what", ["missing.png", ".", "pipe.png", "large.png", "nul\0.png", "/dev/zero."])
-def test_a_file_that_cannot_be_an_image_is_one_bad_row(what: str, tmp_path: Path) -> None:
+def test_image_file_that_cannot_be_read_is_one_bad_row(what: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "large.png").write_bytes(b"x" * 5001)
-    bad, good = every(write_lines(tmp_path / "in.jsonl", [{"id": 1, "image": what}, {"id": 2, "text": "t"}]))
+    bad, good = read_all(write_lines(tmp_path / "in.jsonl", [{"id": 1, "image": what}, {"id": 2, "text": "t"}]))
     assert bad.fault is not None and bad.fault.param == "image" and bad.id == 1
     assert str(tmp_path) not in bad.fault.message
     assert good.fault is None
@@ -145,22 +145,22 @@ def test_a_file_that_cannot_be_an_image_is_one_bad_row(what: str, tmp_path: Path
 # CSV
 
 
-def test_a_table_and_its_columns(tmp_path: Path) -> None:
+def test_csv_columns_are_found_or_chosen(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(picture(1)))
     rows = [["id", "text", "image", "instruction", "more"], ["1", 'say "hi",\nyou', "", "", "x"], ["", "t", "a.png", "i", ""]]
     expected = [("1", {"text": 'say "hi",\nyou'}), (None, {"text": "t", "image": base64_of(picture(1)), "instruction": "i"})]
-    assert [told(row) for row in every(csv_file(tmp_path / "in.csv", rows))] == expected
-    assert [told(row) for row in every(csv_file(tmp_path / "in.tsv", rows, "\t"))] == expected
-    assert [told(row) for row in every(csv_file(tmp_path / "in.csv", rows, ";"), Columns(), ";")] == expected
+    assert [brief(row) for row in read_all(csv_file(tmp_path / "in.csv", rows))] == expected
+    assert [brief(row) for row in read_all(csv_file(tmp_path / "in.tsv", rows, "\t"))] == expected
+    assert [brief(row) for row in read_all(csv_file(tmp_path / "in.csv", rows, ";"), Columns(), ";")] == expected
     with gzip.open(tmp_path / "in.csv.gz", "wb") as file:
         file.write((tmp_path / "in.tsv").read_bytes().replace(b"\t", b","))
-    chosen = every(csv_file(tmp_path / "in.csv", rows), Columns(text="more", id="text"))
-    assert [told(row) for row in chosen] == [('say "hi",\nyou', {"text": "x"}), ("t", "the row has neither a text nor an image")]
+    chosen = read_all(csv_file(tmp_path / "in.csv", rows), Columns(text="more", id="text"))
+    assert [brief(row) for row in chosen] == [('say "hi",\nyou', {"text": "x"}), ("t", "the row has neither a text nor an image")]
 
 
-def test_lines_that_a_quote_has_taken_in_are_told(tmp_path: Path) -> None:
+def test_csv_names_the_lines_that_an_open_quote_took_in(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text('text\na\n"b\nc\nd "e"\nf\n"g\nh\n')
-    rows = every(tmp_path / "in.csv")
+    rows = read_all(tmp_path / "in.csv")
     assert [(row.line, row.item, row.fault and row.fault.message.partition("; ")[2]) for row in rows] == [
         (2, b'{"text":"a"}', None),
         (3, None, "lines 3 to 5 were read as this row"),
@@ -170,19 +170,19 @@ def test_lines_that_a_quote_has_taken_in_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", ["", "\ntext\na\n"])
-def test_a_table_without_a_header_is_told(data: str, tmp_path: Path) -> None:
+def test_csv_without_a_header_is_refused(data: str, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text(data)
     with pytest.raises(Stopped, match="has no header"):
         opened(tmp_path / "in.csv")
 
 
-def test_rows_of_a_table_that_are_bad(tmp_path: Path) -> None:
+def test_csv_rows_that_are_bad_spoil_no_other(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_bytes(
         b"id,text\n1,a\n2,b,c\n\n3,\xff\xfe\n\xff,e\n4,\n"
         + b"5," + b"x" * LINE + b"\n6,f\n7,\"g\"h\n8,i\n9,\"open\nto the end"
     )  # fmt: skip
-    rows = every(path)
+    rows = read_all(path)
     assert [(row.id, row.line, row.fault is None) for row in rows] == [
         ("1", 2, True),
         (None, 3, False),
@@ -208,7 +208,7 @@ def test_rows_of_a_table_that_are_bad(tmp_path: Path) -> None:
         ("", Columns(), "has no header"),
     ],
 )
-def test_a_table_without_the_columns_is_refused(header: str, columns: Columns, said: str, tmp_path: Path) -> None:
+def test_csv_without_the_columns_is_refused(header: str, columns: Columns, said: str, tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_text(f"{header}\n1,2\n")
     with pytest.raises(Stopped, match=said):
@@ -218,14 +218,14 @@ def test_a_table_without_the_columns_is_refused(header: str, columns: Columns, s
 # Parquet
 
 
-def test_parquet(tmp_path: Path) -> None:
+def test_parquet_takes_cells_of_every_kind(tmp_path: Path) -> None:
     data = png(picture(1))
     (tmp_path / "a.png").write_bytes(data)
     cells = [{"bytes": data, "path": "gone.png"}, {"bytes": None, "path": "a.png"}, {"bytes": None, "path": None}, None]
     table = pa.table({"id": [1, 2, 3, 4], "text": ["a", None, "c", "d"], "image": cells, "other": [0.5] * 4})
     pq.write_table(table, tmp_path / "in.parquet")
     encoded = base64_of(picture(1))
-    assert [told(row) for row in every(tmp_path / "in.parquet")] == [
+    assert [brief(row) for row in read_all(tmp_path / "in.parquet")] == [
         (1, {"text": "a", "image": encoded}),
         (2, {"image": encoded}),
         (3, "image has neither bytes nor a path"),
@@ -233,23 +233,23 @@ def test_parquet(tmp_path: Path) -> None:
     ]
     bare = pa.table({"image": pa.array([data, b"x" * 5001], pa.binary()), "id": pa.array(["a", "b"]).dictionary_encode()})
     pq.write_table(bare, tmp_path / "in.pq")
-    assert [told(row) for row in every(tmp_path / "in.pq")] == [
+    assert [brief(row) for row in read_all(tmp_path / "in.pq")] == [
         ("a", {"image": encoded}),
         ("b", "image is larger than 5000 bytes, which is the limit"),
     ]
 
 
-def test_parquet_with_a_text_that_is_no_utf_8(tmp_path: Path) -> None:
+def test_parquet_text_that_is_not_utf_8_is_one_bad_row(tmp_path: Path) -> None:
     texts = pa.StringArray.from_buffers(3, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xffc"))
     pq.write_table(pa.table({"text": texts}), tmp_path / "in.parquet")
-    assert [told(row)[1] for row in every(tmp_path / "in.parquet")] == [
+    assert [brief(row)[1] for row in read_all(tmp_path / "in.parquet")] == [
         {"text": "a"},
         "the row is not valid UTF-8 text",
         {"text": "c"},
     ]
 
 
-def test_a_row_group_that_is_damaged_is_bad_to_its_end_and_no_further(tmp_path: Path) -> None:
+def test_parquet_row_group_that_is_damaged_spoils_no_other(tmp_path: Path) -> None:
     path = tmp_path / "in.parquet"
     texts = [f"text {number}" for number in range(300)]
     pq.write_table(pa.table({"text": texts}), path, row_group_size=100, use_dictionary=False, compression="zstd")
@@ -258,13 +258,13 @@ def test_a_row_group_that_is_damaged_is_bad_to_its_end_and_no_further(tmp_path: 
     begin = column.data_page_offset
     data[begin : begin + column.total_compressed_size] = b"\xff" * column.total_compressed_size
     path.write_bytes(data)
-    rows = every(path)
+    rows = read_all(path)
     assert [row.number for row in rows] == list(range(300))
     assert {row.fault is None for row in rows[:100] + rows[200:]} == {True}
     assert all(row.fault and "row group 1 cannot be read on" in row.fault.message for row in rows[100:200])
 
 
-def test_what_is_no_parquet_is_refused(tmp_path: Path) -> None:
+def test_parquet_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(Stopped, match="not readable Parquet"):
         opened(tmp_path / "in.parquet")
@@ -273,7 +273,7 @@ def test_what_is_no_parquet_is_refused(tmp_path: Path) -> None:
 # A folder
 
 
-def test_a_folder_of_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_folder_gives_its_images_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "photos"
     names = ["b.png", "a.JPG", "sub/deep/c.webp", "line\nfeed\\n.gif", "狗.bmp", "sub.png"]
     for number, name in enumerate([*names, "notes.txt", ".hidden.png", ".git/d.png", "no-suffix"]):
@@ -282,7 +282,7 @@ def test_a_folder_of_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     with open(os.fsencode(folder) + b"/\xff.png", "wb") as file:
         file.write(b"file 99")
     (folder / "loop").symlink_to(folder)
-    rows = every(folder)
+    rows = read_all(folder)
     assert [row.id for row in rows] == [*sorted(names), "�.png"]
     read = {row.id: base64.b64decode(json.loads(row.item or b"")["image"]) for row in rows}
     assert read == {name: b"file %d" % number for number, name in enumerate(names)} | {"�.png": b"file 99"}
@@ -293,42 +293,44 @@ def test_a_folder_of_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"])
-def test_a_name_that_begins_like_a_mark_of_an_encoding_is_a_name(mark: bytes, tmp_path: Path) -> None:
+def test_folder_keeps_a_name_that_begins_with_a_byte_order_mark(mark: bytes, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with open(os.fsencode(tmp_path / "photos") + b"/" + mark + b".png", "wb") as file:
         file.write(b"file")
-    assert [row.item for row in every(tmp_path / "photos")] == [json.dumps({"image": "ZmlsZQ=="}, separators=(",", ":")).encode()]
+    assert [row.item for row in read_all(tmp_path / "photos")] == [
+        json.dumps({"image": "ZmlsZQ=="}, separators=(",", ":")).encode()
+    ]
 
 
-def test_a_long_listing_is_sorted_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bulk.folder._RUN", 7)
+def test_folder_listing_is_sorted_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.bulk.folder._RUN_LINES", 7)
     (tmp_path / "photos").mkdir()
     names = sorted(f"{number * 7919 % 100:03d}.png" for number in range(100))
     for name in names:
         (tmp_path / "photos" / name).touch()
-    assert [row.id for row in every(tmp_path / "photos")] == names
+    assert [row.id for row in read_all(tmp_path / "photos")] == names
 
 
-# What is odd, and no reason to end
+# Odd inputs
 
 
-def test_messages_of_several_lines_are_no_conversation(tmp_path: Path) -> None:
-    """A request for both would be one conversation, and have one vector."""
+def test_jsonl_messages_of_several_lines_are_no_conversation(tmp_path: Path) -> None:
+    """In one request, both would be one conversation, with one vector."""
     messages = [{"id": row, "role": "user", "content": f"text {row}"} for row in range(2)]
-    rows = every(write_lines(tmp_path / "in.jsonl", messages))
-    assert [told(row) for row in rows] == [(row, [{"role": "user", "content": f"text {row}"}]) for row in range(2)]
+    rows = read_all(write_lines(tmp_path / "in.jsonl", messages))
+    assert [brief(row) for row in rows] == [(row, [{"role": "user", "content": f"text {row}"}]) for row in range(2)]
 
 
-def test_a_header_may_hold_any_text(tmp_path: Path) -> None:
+def test_csv_header_may_hold_any_text(tmp_path: Path) -> None:
     path = csv_file(tmp_path / "in.csv", [["id", "Price\u00a0€", "what\nyou think", "text"], ["1", "2", "3", "t"]])
-    assert [told(row) for row in every(path)] == [("1", {"text": "t"})]
+    assert [brief(row) for row in read_all(path)] == [("1", {"text": "t"})]
     for data in ("id,text\n1,a\n".encode("utf-16-le"), b"id,text,\xff\n"):
         path.write_bytes(data)
         with pytest.raises(Stopped, match="not UTF-8 text"):
             opened(path)
 
 
-def test_one_of_two_columns_of_one_name_is_not_guessed(tmp_path: Path) -> None:
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = csv_file(tmp_path / "in.csv", [["a", "a", "text", "text"], ["1", "2", "3", "4"]])
     columns = pa.Table.from_arrays([pa.array(["a"])] * 4, names=["a", "a", "text", "text"])
     pq.write_table(columns, tmp_path / "in.parquet")
@@ -336,7 +338,7 @@ def test_one_of_two_columns_of_one_name_is_not_guessed(tmp_path: Path) -> None:
         with pytest.raises(Stopped, match="more than one column 'text'"):
             opened(path)
     csv_file(table, [["a", "a", "text"], ["1", "2", "3"]])
-    assert [told(row) for row in every(table)] == [(None, {"text": "3"})]
+    assert [brief(row) for row in read_all(table)] == [(None, {"text": "3"})]
 
 
 @pytest.mark.parametrize(
@@ -349,34 +351,34 @@ def test_one_of_two_columns_of_one_name_is_not_guessed(tmp_path: Path) -> None:
     ],
     ids=lambda ids: str(ids.type),
 )
-def test_a_value_that_python_has_not_is_one_bad_row(ids: pa.Array, tmp_path: Path) -> None:
+def test_parquet_value_that_python_cannot_hold_is_one_bad_row(ids: pa.Array, tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ids, "text": ["a", "b"]}), tmp_path / "in.parquet")
-    good, bad = every(tmp_path / "in.parquet")
+    good, bad = read_all(tmp_path / "in.parquet")
     assert good.fault is None
     assert bad.fault is not None and bad.fault.param == "id" and bad.fault.message.startswith("id cannot be read")
 
 
-def test_texts_of_type_binary(tmp_path: Path) -> None:
+def test_parquet_texts_may_be_binary(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.array(["é".encode(), b"\xff", None], pa.binary())}), tmp_path / "in.parquet")
-    assert [told(row)[1] for row in every(tmp_path / "in.parquet")] == [
+    assert [brief(row)[1] for row in read_all(tmp_path / "in.parquet")] == [
         {"text": "é"},
         "the row is not valid UTF-8 text",
         "the row has neither a text nor an image",
     ]
 
 
-def test_cells_of_types_that_no_item_has_are_bad_rows(tmp_path: Path) -> None:
+def test_parquet_cells_that_no_item_has_are_bad_rows(tmp_path: Path) -> None:
     for cells, said in (
         ({"image": [{"bytes": "a string", "path": "a.png"}]}, "image.bytes holds no bytes"),
         ({"image": [{"data": b"x"}]}, "of no type that JSON has"),
         ({"text": [Decimal("1.5")]}, "of no type that JSON has"),
     ):
         pq.write_table(pa.table(cells), tmp_path / "in.parquet")
-        (row,) = every(tmp_path / "in.parquet")
+        (row,) = read_all(tmp_path / "in.parquet")
         assert row.fault is not None and said in row.fault.message
 
 
-def test_a_table_that_is_replaced_while_the_model_is_loaded_is_told(tmp_path: Path) -> None:
+def test_parquet_that_is_replaced_before_it_is_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "in.parquet"
     for data, said in ((b"no Parquet", "not readable any more"), (None, "not readable any more"), (b"", "changed")):
         pq.write_table(pa.table({"text": ["a"] * 9}), path, row_group_size=3)
@@ -391,20 +393,20 @@ def test_a_table_that_is_replaced_while_the_model_is_loaded_is_told(tmp_path: Pa
             list(source.rows(Cursor()))
 
 
-def test_a_link_that_leads_in_a_circle_is_no_image(tmp_path: Path) -> None:
+def test_folder_skips_links_that_are_circular_or_dangling(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "a.png").write_bytes(b"x")
     (folder / "circle.png").symlink_to("circle.png")
     (folder / "gone.png").symlink_to("nowhere.png")
-    assert [row.id for row in every(folder)] == ["a.png"]
+    assert [row.id for row in read_all(folder)] == ["a.png"]
 
 
-# All of them
+# Every format
 
 
 def some_of_each(folder: Path) -> list[Path]:
-    """The same 60 rows, more or less, in every form."""
+    """Write 60 rows in every format: the same ones, but for bad rows in JSON Lines and images in a folder."""
     items = [{"id": number, "text": f"text {number} " + "é\n" * (number % 5)} for number in range(60)]
     lines: list[Any] = [b"{" if number % 7 == 3 else item for number, item in enumerate(items)]
     write_lines(folder / "in.jsonl", lines)
@@ -420,7 +422,7 @@ def some_of_each(folder: Path) -> list[Path]:
     return [folder / name for name in ("in.jsonl", "in.csv", "in.jsonl.gz", "in.csv.gz", "in.parquet", "photos")]
 
 
-def test_reading_goes_on_from_any_row(tmp_path: Path) -> None:
+def test_source_reads_on_from_any_row(tmp_path: Path) -> None:
     for path in some_of_each(tmp_path):
         source = opened(path)
         rows = list(source.rows(Cursor()))
@@ -431,7 +433,7 @@ def test_reading_goes_on_from_any_row(tmp_path: Path) -> None:
             assert rows[-1].after.at == source.total, path
 
 
-def test_another_input_has_another_identity(tmp_path: Path) -> None:
+def test_source_of_another_input_has_another_identity(tmp_path: Path) -> None:
     for path in some_of_each(tmp_path):
         known = dict(opened(path).identity)
         assert dict(opened(path).identity) == known, path
@@ -448,43 +450,43 @@ def test_another_input_has_another_identity(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "in.json", "in.txt", "in.parquet.gz"])
-def test_what_is_no_input_is_refused(name: str, tmp_path: Path) -> None:
+def test_source_of_no_known_form_is_refused(name: str, tmp_path: Path) -> None:
     if not name.startswith("none"):
         (tmp_path / name).touch()
     with pytest.raises(Stopped):
         opened(tmp_path / name)
 
 
-def test_a_compressed_file_that_is_cut_short_ends_the_run(tmp_path: Path) -> None:
+def test_gzip_that_is_cut_short_ends_the_run(tmp_path: Path) -> None:
     whole = gzip.compress(b'"some text"\n' * 1000)
     (tmp_path / "in.jsonl.gz").write_bytes(whole[:-20])
     with pytest.raises(Stopped, match="cannot be read beyond byte"):
-        every(tmp_path / "in.jsonl.gz")
+        read_all(tmp_path / "in.jsonl.gz")
 
 
 def test_groups_are_bounded_in_rows_and_bytes() -> None:
-    def row(number: int, size: int) -> Row:
-        return Row(number, None, b"x" * size, None, Cursor(number + 1))
+    def row(number: int, size: int) -> BulkRow:
+        return BulkRow(number, None, b"x" * size, None, Cursor(number + 1))
 
     sizes = [1, 1, 1, 1, 5, 4, 1, 20, 1]
     found = [[len(one.item or b"") for one in group] for group in groups(map(row, range(9), sizes), Pace(3), 6)]
     assert found == [[1, 1, 1], [1, 5], [4, 1], [20], [1]]
 
 
-def test_requests_grow_while_they_are_answered_soon_and_shrink_when_late() -> None:
+def test_pace_grows_with_fast_requests_and_shrinks_with_slow_ones() -> None:
     pace = Pace(100)
     sizes = [pace.rows]
-    for seconds in (SOON_S / 2,) * 3 + (SOON_S * 2,) + (LATE_S * 2,) * 9:
-        pace.took(seconds, pace.rows)
+    for seconds in (FAST_S / 2,) * 3 + (FAST_S * 2,) + (SLOW_S * 2,) * 9:
+        pace.adapt(seconds, pace.rows)
         sizes.append(pace.rows)
     assert sizes == [32, 64, 100, 100, 100, 50, 25, 12, 6, 3, 1, 1, 1, 1]
-    pace.took(SOON_S / 2, 7)  # of an earlier size: it says nothing of this one
-    pace.took(LATE_S * 2, 100)
+    pace.adapt(FAST_S / 2, 7)  # a request of an earlier size, which says nothing of the current one
+    pace.adapt(SLOW_S * 2, 100)
     assert pace.rows == 1
 
 
 def test_memory_is_bounded_whatever_the_size(tmp_path: Path) -> None:
-    """Of 40 MB some hundred kilobytes are held, and of one row group of so many some batches."""
+    """Of files of 40 MB, lines hold at most 2 MiB, and a row group of all rows some batches."""
     text = "x" * 990
     with (tmp_path / "in.jsonl").open("w") as lines, (tmp_path / "in.csv").open("w") as table:
         table.write("id,text\n")
@@ -510,8 +512,8 @@ def test_memory_is_bounded_whatever_the_size(tmp_path: Path) -> None:
         assert peak + arrow < bound, (name, peak, arrow)
 
 
-def test_a_value_that_many_rows_share_is_not_in_memory_as_often(tmp_path: Path) -> None:
-    """In Parquet it may be there once: this file of some kilobytes would be 200 MB."""
+def test_memory_is_bounded_for_a_value_that_many_rows_share(tmp_path: Path) -> None:
+    """Parquet may have it once: the rows of this file of some kilobytes would take 200 MB."""
     shared = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["x" * 200_000]))
     pq.write_table(pa.table({"text": shared}), tmp_path / "in.parquet", store_schema=False)
     before, most = pa.total_allocated_bytes(), 0
@@ -525,16 +527,16 @@ def test_a_value_that_many_rows_share_is_not_in_memory_as_often(tmp_path: Path) 
     assert peak + most < 16 << 20
 
 
-def test_ids_count_as_what_is_in_memory(tmp_path: Path) -> None:
-    """Of a bad row nothing else may be there."""
+def test_groups_count_the_bytes_of_ids(tmp_path: Path) -> None:
+    """A bad row may have nothing else."""
     path = write_lines(tmp_path / "in.jsonl", [{"id": "x" * 1000}] * 50)
-    assert [len(group) for group in groups(iter(every(path)), Pace(256), most_bytes=10_100)] == [10] * 5
+    assert [len(group) for group in groups(iter(read_all(path)), Pace(256), max_bytes=10_100)] == [10] * 5
 
 
 # The journal
 
 
-def test_bad_rows_of_a_commit_that_was_cut_off_are_dropped(tmp_path: Path) -> None:
+def test_journal_drops_the_bad_rows_of_a_commit_that_was_cut_off(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "out.npy")
     journal.folder.mkdir()
     for tail in (b"", b'{"row":2,"reason":"r"}\n', b'{"row":3}\n{"row":4}\n', b'{"row":2,"rea', b'{"row'):

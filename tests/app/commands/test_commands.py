@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,6 +14,8 @@ from app.commands.verify import PUBLISHED_COSINE, Verdict, judge
 from models.base import ModelInfo
 from models.checkpoints.demo import write_demo_checkpoint
 from tests.conformance.report import CHECKPOINT
+from tests.support import forkserver
+from tests.support.forkserver import clean_environment
 from tests.support.paths import ROOT
 from tests.support.programs import free_port
 from tests.support.text_checkpoints import write_checkpoint
@@ -25,10 +25,7 @@ THE_2B = ModelInfo("qwen3_vl", 2048, 262_144, "cpu", "bfloat16", "f00d", True)
 
 def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python -m app ...` in a folder of its own, with nothing of this environment's settings."""
-    clean = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(
-        [sys.executable, "-m", "app", *arguments], cwd=folder, env=clean, capture_output=True, text=True, timeout=100
-    )
+    return forkserver.run("app", *arguments, folder=folder, environment=clean_environment() | {"HOME": str(folder)} | environment)
 
 
 def test_configure_writes_a_key_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,6 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,12 @@ import orjson
 import pytest
 from PIL import Image
 
-import app.http.handlers
-from app.dialects.request import EmbeddingRequest, RequestItem, RequestLimits, parse
-from app.engine.preparation import CHUNK, CHUNK_CHARACTERS, INLINE_CHARACTERS, Preparation, expected_bytes, run_all
+from app.dialects.contract import EmbeddingRequest, RequestItem, RequestLimits
+from app.dialects.openai import parse
+from app.engine.memory import expected_bytes
+from app.engine.preparation import CHUNK, CHUNK_CHARACTERS, INLINE_CHARACTERS, Preparation, run_all
 from app.engine.service import until
-from app.engine.threads import run_on
+from app.engine.threads import BodyThreads, run_on
 from app.http.keys import MEMORY, SCHEDULER, SERVICE
 from models.base import EmbeddingInput, PreparedImage, PreparedInput
 from scheduler.errors import DeadlineExceeded
@@ -95,14 +95,14 @@ async def test_texts_are_prepared_in_the_pool_in_chunks_unless_there_is_one_shor
 ) -> None:
     service = client.app[SERVICE]
     calls = []
-    in_pool = Preparation._in_pool
+    run_job = Preparation._run_job
 
-    async def counted(preparation: Preparation, function: Callable[[], list[object]]) -> list[object]:
-        result = await in_pool(preparation, function)
+    async def counted(preparation: Preparation, function: Callable[..., list[object]], inputs: object) -> list[object]:
+        result = await run_job(preparation, function, inputs)
         calls.append(len(result))
         return result
 
-    monkeypatch.setattr(Preparation, "_in_pool", counted)
+    monkeypatch.setattr(Preparation, "_run_job", counted)
     request = parse(orjson.dumps({"input": texts}), LIMITS)
     with client.app[MEMORY].share() as memory:
         outcome = await service.embed(request, asyncio.get_running_loop().time() + 10, memory)
@@ -114,13 +114,13 @@ async def test_texts_are_prepared_in_the_pool_in_chunks_unless_there_is_one_shor
 async def test_many_parts_never_hold_up_the_event_loop(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """However short they are: they are prepared on threads, few enough to a job."""
     parts: list[int] = []
-    in_pool = Preparation._in_pool
+    run_job = Preparation._run_job
 
-    async def counted(preparation: Preparation, function: partial[list[object]]) -> list[object]:
-        parts.append(sum(len(item.parts) for item in function.args[0]))
-        return await in_pool(preparation, function)
+    async def counted(preparation: Preparation, function: Callable[..., Any], inputs: list[EmbeddingInput]) -> Any:
+        parts.append(sum(len(item.parts) for item in inputs))
+        return await run_job(preparation, function, inputs)
 
-    monkeypatch.setattr(Preparation, "_in_pool", counted)
+    monkeypatch.setattr(Preparation, "_run_job", counted)
     items = [{"text": [""] * count} for count in (1, 2, 300, 100, 100, 100, 1)]
     assert (await client.embed({"input": items}))[0] == 200
     assert (await client.embed({"input": {"text": ["", ""]}}))[0] == 200
@@ -130,13 +130,13 @@ async def test_many_parts_never_hold_up_the_event_loop(client: Client, monkeypat
 async def test_long_texts_are_few_to_a_job(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job is not interrupted, and the other requests' wait for it."""
     jobs: list[list[int]] = []
-    in_pool = Preparation._in_pool
+    run_job = Preparation._run_job
 
-    async def counted(preparation: Preparation, function: partial[list[object]]) -> list[object]:
-        jobs.append([len(item.parts[0]) for item in function.args[0]])
-        return await in_pool(preparation, function)
+    async def counted(preparation: Preparation, function: Callable[..., Any], inputs: list[EmbeddingInput]) -> Any:
+        jobs.append([len(item.parts[0]) for item in inputs])
+        return await run_job(preparation, function, inputs)
 
-    monkeypatch.setattr(Preparation, "_in_pool", counted)
+    monkeypatch.setattr(Preparation, "_run_job", counted)
     lengths = [CHUNK_CHARACTERS - 1, 1, 1, 2 * CHUNK_CHARACTERS, 2 * CHUNK_CHARACTERS, 5, 5]
     texts = [chr(ord("a") + n) * length for n, length in enumerate(lengths)]
     assert (await client.embed({"input": texts, "truncate": True}))[0] == 200
@@ -145,14 +145,14 @@ async def test_long_texts_are_few_to_a_job(client: Client, monkeypatch: pytest.M
 
 async def test_a_long_instruction_is_not_tokenised_on_the_event_loop(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = 0
-    in_pool = Preparation._in_pool
+    run_job = Preparation._run_job
 
     async def counted(preparation: Preparation, *arguments: Any) -> Any:
         nonlocal jobs
         jobs += 1
-        return await in_pool(preparation, *arguments)
+        return await run_job(preparation, *arguments)
 
-    monkeypatch.setattr(Preparation, "_in_pool", counted)
+    monkeypatch.setattr(Preparation, "_run_job", counted)
     for instruction, expected in (("short", 0), ("long " * 1000, 1)):
         assert (await client.embed({"input": "hello", "instruction": instruction}))[0] == 200
         assert jobs == expected
@@ -277,7 +277,7 @@ async def test_what_a_request_holds_follows_its_body_its_images_and_its_inputs(s
             await asyncio.sleep(0.005)
         assert memory.held > 2 * len(text)
         model.may_go_on.set()
-        while client.app[SCHEDULER]._reserved or not client.app[SCHEDULER].queue_depth:
+        while not len(client.app[SCHEDULER]._queue):
             await asyncio.sleep(0.005)
         # Two texts of 5,000 characters and as many tokens, of eight bytes each.
         assert 10_000 + 80_000 < memory.held < 10_000 + 80_000 + 2000
@@ -303,22 +303,23 @@ async def test_the_images_of_an_input_that_failed_are_held_no_longer(serve: Serv
     assert status == 413 and client.app[MEMORY].held == 0
 
 
-@pytest.mark.parametrize(("route", "writer"), [("", "embeddings_body"), ("/preview", "preview_body")])
-async def test_a_body_is_held_until_its_reply_is_written(
-    client: Client, monkeypatch: pytest.MonkeyPatch, route: str, writer: str
+@pytest.mark.parametrize("route", ["", "/preview"])
+async def test_memory_of_a_body_is_held_until_its_reply_is_written(
+    client: Client, monkeypatch: pytest.MonkeyPatch, route: str
 ) -> None:
     """Replies may wait for a thread that writes them, and what they answer is there until then."""
     held: list[int] = []
-    write = getattr(app.http.handlers, writer)
+    run = BodyThreads.run
 
-    def writing(*arguments: Any) -> bytes:
-        held.append(client.app[MEMORY].held)
-        return write(*arguments)
+    async def writing(threads: BodyThreads, large: bool, function: Callable[..., Any], *arguments: Any) -> Any:
+        if function is not parse:
+            held.append(client.app[MEMORY].held)
+        return await run(threads, large, function, *arguments)
 
-    monkeypatch.setattr(app.http.handlers, writer, writing)
+    monkeypatch.setattr(BodyThreads, "run", writing)
     async with client.session.post(f"/v1/embeddings{route}", json={"input": ["x" * 100] * 50}) as reply:
         assert reply.status == 200
-    assert held[0] > 5000 and client.app[MEMORY].held == 0
+    assert held[-1] > 5000 and client.app[MEMORY].held == 0
 
 
 async def test_the_memory_of_a_body_is_taken_as_it_arrives(serve: Serve) -> None:

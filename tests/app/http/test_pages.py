@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
+from pathlib import Path
 from urllib.parse import urljoin
 
 import pytest
@@ -92,13 +93,18 @@ async def test_nothing_of_it_names_another_host(client: Client, page: str) -> No
 
 
 async def test_every_file_that_lies_there_is_of_a_page(client: Client) -> None:
-    used = {path.rpartition("/")[2] for page in PAGES for path in await all_files(client, page)}
-    kept = {file.name for file in files("app").joinpath("static").iterdir()}
-    assert kept == used - {"", "docs"} | {"playground.html", "docs.html"}
+    used = {path.removeprefix("/assets/") for page in PAGES for path in await all_files(client, page)}
+    static = Path(str(files("app"))) / "static"
+    kept = {file.relative_to(static).as_posix() for file in static.rglob("*") if file.is_file()}
+    assert kept == used - set(PAGES) | {"playground.html", "docs.html"}
 
 
 @pytest.mark.parametrize(
-    "name", ["__init__.py", "..%2Fauth.py", "%2e%2e/auth.py", "docs.html", "playground.html", "docs.js%00", "static", "."]
+    "name",
+    [
+        *("__init__.py", "..%2Fauth.py", "%2e%2e/auth.py", "docs.html", "playground.html", "docs.js", "static", "."),
+        *("docs/..%2Fdocs.html", "docs/%2e%2e/docs.html", "docs/../docs.html", "docs/docs.js%00", "shared/nothing.js"),
+    ],
 )
 async def test_nothing_else_is_served(client: Client, name: str) -> None:
     async with connect(client.port) as raw:
@@ -128,6 +134,7 @@ async def test_without_the_playground_the_other_page_is_whole(serve: Serve) -> N
     client = await serve()
     own = (await all_files(client, "/")).keys() - (await all_files(client, "/docs")).keys() - {"/"}
     without = await serve(playground=False)
+    assert own and all(path.startswith("/assets/playground/") for path in own)
     for path in own:
         assert (await fetch(without, path))[0] == 404, path
     assert await all_files(without, "/docs") == await all_files(client, "/docs")

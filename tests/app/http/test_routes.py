@@ -15,10 +15,11 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.dialects.registry import DIALECTS
 from app.http.keys import LIFECYCLE, SCHEDULER
-from app.http.routes import PUBLIC
+from app.http.routes import routes
 from scheduler.scheduler import State
-from tests.conftest import AUTH, KEY, Client, Clock, Serve, until
+from tests.conftest import AUTH, KEY, Client, Clock, Serve, records_of, until
 from tests.support.fakes import FakeModel
 from tests.support.hosts import connect, data_uri, image_host, picture, png, post
 
@@ -29,10 +30,10 @@ PUBLIC_PATHS = [
     "/metrics",
     "/openapi.json",
     "/docs",
-    "/assets/docs.js",
-    "/assets/docs.css",
+    "/assets/docs/docs.js",
+    "/assets/docs/docs.css",
     "/",
-    "/assets/playground.js",
+    "/assets/playground/playground.js",
 ]
 HEALTH_KEYS = {
     "status",
@@ -436,7 +437,7 @@ async def test_metrics_of_what_is_dropped(serve: Serve, clock: Clock) -> None:
         await depth(1)
         late = asyncio.create_task(client.embed({"input": ["a", "b"]}, headers={"X-Request-Timeout": "30"}))
         await depth(3)
-        await until(lambda: not scheduler._reserved)
+        await until(lambda: len(scheduler._queue) == 3)
         clock.advance(31)
         assert (await late)[0] == 504
         leaving = asyncio.create_task(client.embed({"input": ["a", "b", "c"]}))
@@ -476,8 +477,9 @@ async def test_openapi(client: Client) -> None:
 
 
 def test_the_public_routes_are_those_of_the_contract() -> None:
-    paths = {"/", "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/docs", "/assets/{name}"}
-    assert paths == PUBLIC
+    paths = {"/", "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/docs"}
+    paths |= {f"/assets/{folder}/{{name}}" for folder in ("docs", "playground", "shared")}
+    assert {row.path for row in routes(DIALECTS) if row.public} == paths
 
 
 @pytest.mark.parametrize("path", [*PUBLIC_PATHS, "/v1/models", "/v1/models/Qwen/Qwen3-VL-Embedding-2B"])
@@ -554,9 +556,8 @@ async def test_the_log_has_one_line_without_secrets(serve: Serve, caplog: pytest
         body["input"] = [{"image": host.url("/missing.png?token=s1gned")}]
         assert (await client.embed(body))[0] == 400
         assert (await client.embed({"input": 7, "user": "al1ce"}, headers={"Authorization": "Bearer wr0ng"}))[0] == 401
-    lines = [record.getMessage() for record in caplog.records if "the-id" in record.getMessage()]
-    assert len(lines) == 1
-    assert re.fullmatch(r"the-id POST /v1/embeddings 200 key=test inputs=2 tokens=29 \d+\.\dms", lines[0])
+    (line,) = (record.getMessage() for record in records_of(caplog, "the-id") if record.levelno == logging.INFO)
+    assert re.fullmatch(r"POST /v1/embeddings 200 key=test inputs=2 tokens=29 \d+\.\dms", line)
     for secret in ("T0p-secret", "s1gned", "Wh1sper", "al1ce", "qu3ry", "wr0ng", KEY, AUTH["Authorization"]):
         assert secret not in caplog.text
 
@@ -594,6 +595,6 @@ async def test_a_client_that_leaves_has_its_line(serve: Serve, caplog: pytest.Lo
                 await asyncio.sleep(0.005)
     finally:
         fake.gate.set()
-    (line,) = (record.getMessage() for record in caplog.records if "the-id" in record.getMessage())
-    assert re.fullmatch(r"the-id POST /v1/embeddings client gone \d+\.\dms", line)
+    (line,) = (record.getMessage() for record in records_of(caplog, "the-id"))
+    assert re.fullmatch(r"POST /v1/embeddings client gone \d+\.\dms", line)
     assert client.app[SCHEDULER].state is State.READY

@@ -8,13 +8,16 @@ from typing import Any
 import orjson
 import pytest
 
-from app.dialects import request as dialects
+from app.dialects.contract import Failure, InvalidRequest, ModelNotFound, RequestItem, RequestLimits
+from app.dialects.examples import PNG
+from app.dialects.fields import Server
+from app.dialects.openai import error_detail, parse
+from app.dialects.registry import DIALECTS
 from app.errors import TABLE
-from app.http.routes import PUBLIC
-from app.openapi.document import openapi_document
-from app.openapi.schemas import PNG
+from app.http.routes import routes
+from app.openapi.document import Documented, openapi_document
 
-LIMITS = dialects.RequestLimits(
+LIMITS = RequestLimits(
     model_names=frozenset({"model"}), max_inputs=8, max_input_tokens=512, dimension=64, max_image_bytes=1 << 20
 )
 ROUTES = {
@@ -32,15 +35,13 @@ ROUTES = {
 }
 
 
+PUBLIC = {row.path for row in routes(DIALECTS) if row.public}
+
+
 def document(*, dimension: int | None = 64, auth_required: bool = True, playground: bool = True) -> dict[str, Any]:
-    written = openapi_document(
-        version="1.2.3",
-        model_name="model",
-        dimension=dimension,
-        max_inputs=8,
-        auth_required=auth_required,
-        playground=playground,
-    )
+    rows = routes(DIALECTS, playground)
+    described = [Documented(row.method, row.path.replace(":.+", ""), row.public, row.operation) for row in rows if row.operation]
+    written = openapi_document(described, Server("model", dimension, 8), version="1.2.3", auth_required=auth_required)
     return orjson.loads(orjson.dumps(written))
 
 
@@ -114,7 +115,7 @@ def test_a_key_where_one_is_needed_and_nowhere_else(auth_required: bool) -> None
 def test_every_error_of_the_table_is_documented() -> None:
     root = document()
     schema = resolve(root, root["components"]["schemas"]["ErrorDetail"])["properties"]
-    assert {row.type for row in TABLE.values()} <= set(schema["type"]["enum"])
+    assert {error_detail(Failure(row.status, "")).type for row in TABLE.values()} <= set(schema["type"]["enum"])
     assert all(f"`{row.code}`" in schema["code"]["description"] for row in TABLE.values() if row.code)
     statuses = {str(row.status) for row in TABLE.values()}
     assert statuses <= set(operations(root)["/v1/embeddings"]["responses"])
@@ -130,8 +131,8 @@ def examples(root: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", examples(document()))
 def test_examples_are_accepted(name: str) -> None:
-    request = dialects.parse(orjson.dumps(examples(document())[name]), LIMITS)
-    assert request.items and all(isinstance(item, dialects.RequestItem) for item in request.items)
+    request = parse(orjson.dumps(examples(document())[name]), LIMITS)
+    assert request.items and all(isinstance(item, RequestItem) for item in request.items)
 
 
 @pytest.mark.parametrize("title", [n["title"] for n in nodes(document()["components"]["schemas"]) if "examples" in n])
@@ -139,24 +140,24 @@ def test_forms_of_an_input_are_accepted(title: str) -> None:
     (form,) = (node for node in nodes(document()["components"]["schemas"]) if node.get("title") == title)
     value = orjson.dumps(form["examples"]).replace(b"iVBORw0KGgo...", PNG.encode())
     for example in orjson.loads(value):
-        dialects.parse(orjson.dumps({"input": example}), LIMITS)
+        parse(orjson.dumps({"input": example}), LIMITS)
 
 
 def test_fields_are_those_of_the_parser() -> None:
-    fields = document()["components"]["schemas"]["EmbeddingRequest"]["properties"]
+    fields = document()["components"]["schemas"]["CreateEmbeddingsRequest"]["properties"]
     wrong = {
         "messages": [], "model": 1, "instruction": 1, "dimensions": 65, "encoding_format": "x", "truncate": 1,
         "truncate_prompt_tokens": 0, "modality": "x", "partial": 1,
     }  # fmt: skip
     assert set(fields) == {"input", "user", *wrong}
     for name, value in wrong.items():
-        with pytest.raises((dialects.InvalidRequest, dialects.ModelNotFound)):
-            dialects.parse(orjson.dumps({"input": "x", name: value}), LIMITS)
+        with pytest.raises((InvalidRequest, ModelNotFound)):
+            parse(orjson.dumps({"input": "x", name: value}), LIMITS)
 
 
 def test_limits_are_the_servers_own() -> None:
     schemas = document()["components"]["schemas"]
-    assert schemas["EmbeddingRequest"]["properties"]["dimensions"]["maximum"] == 64
+    assert schemas["CreateEmbeddingsRequest"]["properties"]["dimensions"]["maximum"] == 64
     assert schemas["Input"]["anyOf"][1]["maxItems"] == 8
     unknown = document(dimension=None)["components"]["schemas"]
-    assert "maximum" not in unknown["EmbeddingRequest"]["properties"]["dimensions"]
+    assert "maximum" not in unknown["CreateEmbeddingsRequest"]["properties"]["dimensions"]

@@ -25,13 +25,14 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.support.browser import Browser, chromium
 from tests.support.hosts import Process, process
-from tests.support.paths import CHECKPOINT, CONFORMANCE
+from tests.support.paths import CONFORMANCE
 from tests.support.programs import free_port
+
+pytestmark = pytest.mark.browser
 
 KEY = "sk-test"
 CASES = CONFORMANCE / "cases"
 JPG, PNG = CASES / "rgb.jpg", CASES / "rgb.png"
-QWEN = {"MODEL_PATH": str(CHECKPOINT), "DEVICE": "cpu"}
 DOG, PUPPY, REPORT = "A dog plays on the beach.", "At dusk a puppy runs along the shore.", "The report is due on Friday."
 # Everything that a shell, Python or JSON could read as its own.
 AWKWARD = "a \"quoted\" 'word', $HOME `id` \\ \\n ${x} !! %s\n第二行 \t🙂 JSON"
@@ -44,10 +45,8 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Process]:
-    with process("app", **QWEN) as running:
-        running.until_status("ok", timeout=90)
-        yield running
+def server(real_server: Process) -> Process:
+    return real_server
 
 
 @pytest.fixture
@@ -291,13 +290,6 @@ def test_the_focus_stays_where_it_was(page: Browser) -> None:
     assert focused(page) == "embed"
 
 
-def test_a_text_that_looks_like_an_image_is_a_text(page: Browser, server: Process) -> None:
-    text = "data:image/png;base64,bm90IGFuIGltYWdl"
-    write_texts(page, text, DOG)
-    embed(page)
-    assert_cosines(page, vectors_of(server, [{"text": text}, DOG]))
-
-
 def test_the_matrix_is_walked_with_arrow_keys(page: Browser) -> None:
     write_texts(page, DOG, REPORT, PUPPY)
     embed(page)
@@ -394,9 +386,8 @@ def test_a_refused_input_that_has_been_removed_meanwhile(page_with_refusals: Bro
     assert page.text("#problem") == ""
 
 
-@pytest.mark.parametrize("dimensions", ["65", "0", "1.5"])
-def test_dimensions_at_fault_are_pointed_out(page_with_refusals: Browser, dimensions: str) -> None:
-    page = page_with_refusals
+def test_dimensions_at_fault_are_pointed_out(page_with_refusals: Browser) -> None:
+    page, dimensions = page_with_refusals, "1.5"
     page.write("#key", KEY)
     write_texts(page, DOG)
     page.write("#dimensions", dimensions)
@@ -460,20 +451,17 @@ def run_code(language: str, code: str, folder: Path) -> npt.NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("language", ["curl", "python"])
-@pytest.mark.parametrize("with_images", [False, True])
-def test_the_code_runs_and_gives_the_vectors_shown(
-    page: Browser, server: Process, tmp_path: Path, language: str, with_images: bool
-) -> None:
+def test_the_code_runs_and_gives_the_vectors_shown(page: Browser, server: Process, tmp_path: Path, language: str) -> None:
+    """What else it may have to say is in code.test.mjs."""
     awkward = tmp_path / "it's $a `photo`\" (1) é.jpg"
     shutil.copy(JPG, awkward)
     shutil.copy(PNG, tmp_path / "plain.png")
     write_texts(page, AWKWARD, "data:image/png;base64,bm90IGFuIGltYWdl")
     page.write("#instruction", f"Find it: {AWKWARD.replace(chr(10), ' ').replace(chr(9), ' ')}")
     page.write("#dimensions", "32")
-    if with_images:
-        page.press("#files", f"{awkward}\n{tmp_path / 'plain.png'}")
-        page.until(lambda: len(page.all("#inputs .held")) == 2)
-        page.write(text_of(4), AWKWARD)
+    page.press("#files", f"{awkward}\n{tmp_path / 'plain.png'}")
+    page.until(lambda: len(page.all("#inputs .held")) == 2)
+    page.write(text_of(4), AWKWARD)
     embed(page)
     page.one(f"[name=language][value={language}]").click()
     page.driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]})
@@ -482,40 +470,11 @@ def test_the_code_runs_and_gives_the_vectors_shown(
     copied = page.driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
     assert copied == page.run("return document.querySelector('#code').textContent")
     vectors = run_code(language, copied, tmp_path)
-    assert vectors.shape == (4 if with_images else 2, 32)
+    assert vectors.shape == (4, 32)
     assert_cosines(page, vectors)
-    if with_images:
-        np.testing.assert_allclose(vectors[2:3], vectors_of(
-            server, [{"image": encoded(JPG)}], dimensions=32, instruction=page.one("#instruction").get_attribute("value")
-        ), atol=1e-5)  # fmt: skip
-
-
-def test_code_for_texts_longer_than_an_argument_may_be(page: Browser, tmp_path: Path) -> None:
-    """Linux takes arguments up to 128 KiB; here 64 texts of 3 KiB are sent."""
-    found = page.in_module(
-        "code.js",
-        """
-        const inputs = Array.from({length: 64}, (_, index) => ({text: `${index} it's $HOME \\ \n`.repeat(180), image: null}));
-        const request = {model: "Qwen3-VL-Embedding-2B", inputs, dimensions: 8, instruction: null};
-        return [inputs.map(({text}) => text), it.curl(request, true)];
-        """,
-    )
-    texts, code = found
-    assert len(code) > 1 << 17
-    # curl is replaced by what shows what it would send.
-    shown = tmp_path / "curl"
-    shown.write_text("#!/bin/sh\nexec cat\n")
-    shown.chmod(0o755)
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-s"],
-        input=code,
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "API_KEY": KEY},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"model": "Qwen3-VL-Embedding-2B", "dimensions": 8, "input": texts}
+    np.testing.assert_allclose(vectors[2:3], vectors_of(
+        server, [{"image": encoded(JPG)}], dimensions=32, instruction=page.one("#instruction").get_attribute("value")
+    ), atol=1e-5)  # fmt: skip
 
 
 def test_two_files_of_one_name_keep_apart(page: Browser, tmp_path: Path) -> None:
@@ -756,56 +715,6 @@ def test_behind_a_proxy_that_closes_metrics_and_health(browser: Browser) -> None
                 thread.join()
 
 
-READINGS = """
-const text = (life, ones, twos, more) => `
-# HELP h A histogram
-h_bucket{le="0.1"} ${ones}
-h_bucket{le="0.2"} ${ones + twos}
-h_bucket{le="+Inf"} ${ones + twos + more}
-h_count ${ones + twos + more}
-h_sum ${ones * 0.05 + twos * 0.15 + more}
-h_created ${life}
-c_total{kind="a \\\\"b\\\\", c}"} ${ones}
-c_total{kind="x"} ${twos}
-`;
-const history = new it.History(120, 5);
-const add = (time, ...rest) => history.add(new it.Reading(text(...rest), time));
-"""
-
-
-def test_the_arithmetic_of_metrics(page: Browser) -> None:
-    found = page.in_module(
-        "metrics.js",
-        READINGS
-        + r"""
-        const alone = [add(0, 1, 10, 0, 0), history.rate("h_count"), history.quantile(0.5, "h")];
-        const later = [add(2, 1, 20, 10, 0), history.rate("h_count"), history.rate("c_total", {kind: "x"}), history.mean("h"),
-          history.quantile(0.5, "h"), history.quantile(0.75, "h")];
-        const beyond = [add(4, 1, 20, 10, 100), history.quantile(0.99, "h")];
-        const idle = [add(20, 1, 20, 10, 100), add(22, 1, 20, 10, 100), history.rate("h_count"), history.mean("h"),
-          history.quantile(0.5, "h")];
-        const born = [add(23, 2, 30, 30, 100), history.rate("h_count"), history.grown("c_total", {kind: "x"})];
-        const next = [add(24, 2, 31, 30, 100), history.rate("h_count"), history.grown("h_count")];
-        const fallen = add(25, 2, 0, 0, 0);
-        return {alone, later, beyond, idle, born, next, fallen, spread: history.spread("h"),
-          labels: history.last.labelled("c_total", "kind"), bounds: history.last.buckets("h").map(([bound]) => String(bound))};
-        """,
-    )
-    assert found["alone"] == [False, None, None]
-    # 10 below 0.1 and 10 from there to 0.2 in two seconds.
-    assert found["later"] == [False, 10, 5, pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.15)]
-    # Of those beyond the last bound nothing more is known.
-    assert found["beyond"] == [False, pytest.approx(0.2)]
-    assert found["idle"] == [False, False, 0, None, None]
-    # A restart: with one reading there is no rate, and what was counted before it was seen is not known.
-    assert found["born"] == [True, None, 10]
-    assert found["next"] == [False, 1, 121]
-    assert found["fallen"] is True
-    assert found["labels"] == ['a "b", c}', "x"]
-    assert found["bounds"] == ["0.1", "0.2", "Infinity"]
-    assert [count for _, count in found["spread"]] == [11, 10, 100]
-
-
 def test_a_chart_shows_its_numbers_under_the_pointer(page: Browser) -> None:
     page.until(lambda: page.text("#watch-state") == "Live")
     page.until(lambda: len(page.run("return document.querySelector('.tile path.line-0').getAttribute('d')")) > 20)
@@ -859,22 +768,6 @@ def test_it_fits_and_is_legible_at_every_width(page: Browser, server: Process, t
     assert box[0] > box[1]
     grounds = {"light": "rgb(246, 246, 243)", "dark": "rgb(19, 22, 25)"}
     assert page.run("return getComputedStyle(document.body).backgroundColor") == grounds[theme]
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_colour_of_the_matrix_is_legible(page: Browser, theme: str) -> None:
-    page.show_as(1440, theme)
-    page.in_module(
-        "heatmap.js",
-        """
-        const values = Array.from({length: 201}, (_, index) => index / 100 - 1);
-        const items = values.map((_, index) => ({place: index + 1, text: "x", image: null}));
-        document.querySelector("#answer").hidden = false;
-        document.querySelector("#matrix").replaceChildren(it.heatmap([values], items, false, () => {}));
-        """,
-    )
-    assert len(page.all("td[role=gridcell]")) == 201
-    assert [(ratio, text) for ratio, least, text in page.contrasts() if ratio < least] == []
 
 
 def test_the_theme_is_chosen_and_kept(page: Browser, server: Process) -> None:

@@ -1,4 +1,4 @@
-"""Finding, checking and downloading checkpoints. The hub is a fake one on loopback; nothing else is dialled."""
+"""Finding, checking and downloading checkpoints, from a fake hub on loopback; nothing else is connected to."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from models.base import ModelLoadError
 from models.checkpoints.complete import check_complete
 from models.checkpoints.download import find_or_download
 from tests.support.paths import CHECKPOINT, ROOT
+from tests.support.waiting import wait_until
 
 MODEL_ID = "someone/some-embedding"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -63,13 +64,14 @@ NEEDED = {
 
 
 class FakeHub:
-    """The part of the hub's HTTP interface that huggingface_hub needs to list and fetch one repository."""
+    """The part of the hub's HTTP API that huggingface_hub needs to list and download one repository."""
 
     def __init__(self) -> None:
         self.files = repository()
         self.commit = COMMIT
-        self.served: dict[str, bytes] = {}  # bodies other than what the listing promises
+        self.served: dict[str, bytes] = {}  # bodies that differ from what the listing says
         self.api_status = 200
+        self.most_listings = 9  # listings of a commit before the hub fails
         self.file_status: dict[str, int] = {}
         self.without_hashes = False
         self.cut_off: str | None = None
@@ -96,7 +98,9 @@ class FakeHub:
                 path = unquote(urlsplit(self.path).path)
                 if path.startswith("/api/"):
                     hub.asked.append(path)
-                    self.answer(hub.api_status, json.dumps(hub.listing(path)).encode())
+                    listings = sum("/tree/" in asked for asked in hub.asked)
+                    status = 500 if "/tree/" in path and listings > hub.most_listings else hub.api_status
+                    self.answer(status, json.dumps(hub.listing(path) if status == 200 else {}).encode())
                 else:
                     self.send_file(path.split(f"/resolve/{hub.commit}/", 1)[1])
 
@@ -142,10 +146,20 @@ class FakeHub:
 
     def listing(self, path: str) -> object:
         if "/tree/" in path:
-            return [{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in self.files.items()]
+            return [self.entry(name) for name in self.files]
         return {"id": MODEL_ID, "modelId": MODEL_ID, "sha": self.commit, "siblings": [self.sibling(name) for name in self.files]}
 
+    def entry(self, name: str) -> dict[str, object]:
+        """Return a file of the listing of a commit. Without hashes it has zeros, since huggingface_hub needs some."""
+        entry = {"type": "file", "path": name, "size": len(self.files[name]), "oid": "0" * 40}
+        if self.without_hashes:
+            return entry
+        if len(self.etag(name)) == 64:
+            return entry | {"lfs": {"oid": self.etag(name), "size": entry["size"], "pointerSize": 130}}
+        return entry | {"oid": self.etag(name)}
+
     def sibling(self, name: str) -> dict[str, object]:
+        """Return a file of the description of the repository."""
         entry: dict[str, object] = {"rfilename": name, "size": len(self.files[name])}
         if self.without_hashes:
             return entry
@@ -189,7 +203,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def found(tmp_path: Path) -> Path:
-    """A whole checkpoint that is there."""
+    """A whole checkpoint that exists."""
     folder = tmp_path / "found"
     for name in NEEDED:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -219,16 +233,16 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-# What a whole checkpoint is
+# A checkpoint that exists
 
 
-def test_find_takes_a_complete_folder_without_network(found: Path) -> None:
+def test_complete_folder_is_taken_without_network(found: Path) -> None:
     closed = "http://127.0.0.1:1"
     assert find_or_download(found, MODEL_ID, may_download=True, endpoint=closed) == found
     assert find_or_download(CHECKPOINT, MODEL_ID, may_download=False, endpoint=closed) == CHECKPOINT
 
 
-def test_find_takes_sharded_weights(found: Path) -> None:
+def test_complete_folder_may_have_sharded_weights(found: Path) -> None:
     shard(found, ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"])
     check_complete(found, allow_pickle=False)
 
@@ -320,7 +334,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", BREAKS)
-def test_find_names_an_incomplete_folder_and_never_touches_it(kind: str, found: Path, hub: FakeHub) -> None:
+def test_incomplete_folder_is_refused_and_never_touched(kind: str, found: Path, hub: FakeHub) -> None:
     break_it, named = BREAKS[kind]
     break_it(found)
     before = content(found)
@@ -332,14 +346,14 @@ def test_find_names_an_incomplete_folder_and_never_touches_it(kind: str, found: 
     assert sorted(entry.name for entry in found.parent.iterdir()) == ["found"]
 
 
-def test_find_names_all_faults_at_once(found: Path) -> None:
+def test_incomplete_folder_has_its_faults_named_at_once(found: Path) -> None:
     (found / "config.json").unlink()
     (found / "model.safetensors").unlink()
     message = refusal(found)
     assert "config.json is missing" in message and "(model.safetensors) are missing" in message
 
 
-def test_find_names_many_faults_in_one_short_line(found: Path) -> None:
+def test_incomplete_folder_with_many_faults_is_one_short_line(found: Path) -> None:
     shard(found, [f"model-{number}.safetensors" for number in range(40)])
     for file in found.glob("model-*.safetensors"):
         file.unlink()
@@ -347,7 +361,7 @@ def test_find_names_many_faults_in_one_short_line(found: Path) -> None:
     assert "35 more" in message and len(message) < 1200
 
 
-def test_find_takes_pickled_weights_only_if_allowed(found: Path) -> None:
+def test_pickled_weights_are_taken_only_if_allowed(found: Path) -> None:
     (found / "model.safetensors").unlink()
     with zipfile.ZipFile(found / "pytorch_model.bin", "w") as archive:
         archive.writestr("data.pkl", b"pickle" * 100)
@@ -358,23 +372,23 @@ def test_find_takes_pickled_weights_only_if_allowed(found: Path) -> None:
         check_complete(found, allow_pickle=True)
 
 
-def test_find_ignores_a_broken_pickle_beside_safetensors(found: Path) -> None:
+def test_pickled_weights_beside_safetensors_may_be_broken(found: Path) -> None:
     (found / "pytorch_model.bin").write_bytes(b"PK broken")
     check_complete(found, allow_pickle=True)
 
 
-def test_find_refuses_a_file_in_place_of_the_folder(tmp_path: Path, hub: FakeHub) -> None:
+def test_path_that_is_a_file_is_refused(tmp_path: Path, hub: FakeHub) -> None:
     (tmp_path / "file").write_text("x")
     assert "not a folder" in refusal(tmp_path / "file", hub)
 
 
-def test_find_refuses_a_link_to_nothing(tmp_path: Path, hub: FakeHub) -> None:
+def test_path_that_is_a_dangling_link_is_refused(tmp_path: Path, hub: FakeHub) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     assert "does not exist" in refusal(tmp_path / "link", hub)
     assert not hub.tokens
 
 
-def test_find_refuses_a_missing_folder_without_a_download(path: Path, hub: FakeHub) -> None:
+def test_path_that_is_missing_is_refused_without_a_model_id(path: Path, hub: FakeHub) -> None:
     message = refusal(path, hub, may_download=False)
     assert str(path) in message and "MODEL_ID" in message and names_ways_out(message, path)
     assert not hub.tokens and not path.parent.exists()
@@ -383,13 +397,13 @@ def test_find_refuses_a_missing_folder_without_a_download(path: Path, hub: FakeH
 # The download
 
 
-def test_download_is_complete(path: Path, hub: FakeHub) -> None:
+def test_download_fetches_what_is_needed_from_one_commit(path: Path, hub: FakeHub) -> None:
     assert download(path, hub) == path
     assert content(path) == {name: hub.files[name] for name in NEEDED}
     assert set(hub.fetched) == NEEDED, "more was fetched than is needed"
     assert hub.tokens == {"Bearer hf_secret"}
     listing = f"/api/models/{MODEL_ID}"
-    assert hub.asked == [listing, f"{listing}/tree/{COMMIT}"], "all is of the one commit that was asked for first"
+    assert hub.asked[0] == listing and set(hub.asked[1:]) == {f"{listing}/tree/{COMMIT}"}, "all is of the commit asked for first"
     assert {entry.name for entry in path.parent.iterdir()} <= {path.name, f".{path.name}.lock"}
 
 
@@ -405,7 +419,7 @@ def test_download_returns_a_relative_path_as_given(tmp_path: Path, hub: FakeHub,
     check_complete(tmp_path / "models" / "x", allow_pickle=False)
 
 
-def test_download_of_sharded_repositories(path: Path, hub: FakeHub) -> None:
+def test_download_of_shards_needs_all_of_them(path: Path, hub: FakeHub) -> None:
     del hub.files["model.safetensors"]
     hub.files["model.safetensors.index.json"] = b'{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
     hub.files |= {"model-1.safetensors": safetensors(), "model-2.safetensors": safetensors()}
@@ -423,7 +437,7 @@ def test_download_of_names_that_look_like_patterns(path: Path, hub: FakeHub) -> 
     assert (path / "odd[1].json").exists()
 
 
-def test_download_fetches_pickles_only_if_allowed_and_needed(path: Path, hub: FakeHub) -> None:
+def test_download_has_pickles_only_if_allowed_and_needed(path: Path, hub: FakeHub) -> None:
     download(path, hub, allow_pickle=True)
     assert not (path / "pytorch_model.bin").exists(), "safetensors are enough"
     shutil.rmtree(path)
@@ -435,8 +449,8 @@ def test_download_fetches_pickles_only_if_allowed_and_needed(path: Path, hub: Fa
 
 
 @pytest.mark.parametrize("allowed", [True, False], ids=["allowed", "not allowed"])
-def test_download_fetches_a_pickled_layer_only_if_allowed(path: Path, hub: FakeHub, allowed: bool) -> None:
-    """The transformer's own weights are safetensors; a dense layer's are not."""
+def test_download_has_a_pickled_layer_only_if_allowed(path: Path, hub: FakeHub, allowed: bool) -> None:
+    """The transformer's own weights are safetensors, and those of a dense layer are not."""
     layer = {"idx": 2, "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
     hub.files |= {
         "modules.json": json.dumps([layer]).encode(),
@@ -455,7 +469,7 @@ def test_download_fetches_a_pickled_layer_only_if_allowed(path: Path, hub: FakeH
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_download_of_another_size_than_promised(name: str, path: Path, hub: FakeHub) -> None:
+def test_download_of_another_size_is_refused(name: str, path: Path, hub: FakeHub) -> None:
     hub.served[name] = hub.files[name] + b" "
     message = refusal(path, hub)
     assert f"{name} is {len(hub.files[name]) + 1} bytes long instead of {len(hub.files[name])}" in message
@@ -463,7 +477,7 @@ def test_download_of_another_size_than_promised(name: str, path: Path, hub: Fake
 
 
 @pytest.mark.parametrize(("name", "kind"), [("model.safetensors", "sha256"), ("config.json", "git hash")])
-def test_download_of_another_content_than_promised(name: str, kind: str, path: Path, hub: FakeHub) -> None:
+def test_download_of_another_content_is_refused_and_fetched_again(name: str, kind: str, path: Path, hub: FakeHub) -> None:
     body = hub.files[name]
     hub.served[name] = body.replace(b"qwen3_vl", b"qwen9_vl") if name == "config.json" else body[:-1] + bytes([body[-1] ^ 1])
     message = refusal(path, hub)
@@ -475,13 +489,28 @@ def test_download_of_another_content_than_promised(name: str, kind: str, path: P
     assert hub.fetched[name] == 2 and hub.fetched["tokenizer.json"] == 1, "only the wrong file is fetched again"
 
 
-def test_download_from_a_mirror_without_hashes(path: Path, hub: FakeHub, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.usefixtures("no_waiting")
+def test_download_takes_its_place_only_once_its_hashes_are_compared(path: Path, hub: FakeHub) -> None:
+    """The hub fails after all files have come. Nothing takes its place then, and the next start downloads nothing again."""
+    hub.most_listings = 1
+    message = refusal(path, hub)
+    assert "answered 500" in message and "next start goes on" in message
+    assert set(hub.fetched) == NEEDED and not path.exists()
+    hub.most_listings = 9
+    download(path, hub)
+    assert content(path) == {name: hub.files[name] for name in NEEDED}
+    assert set(hub.fetched.values()) == {1}
+
+
+def test_download_from_a_mirror_without_hashes_is_checked_by_size(
+    path: Path, hub: FakeHub, caplog: pytest.LogCaptureFixture
+) -> None:
     hub.without_hashes = True
     download(path, hub)
     assert "no hash for model.safetensors" in caplog.text
 
 
-def test_download_resumes_at_a_new_commit(path: Path, hub: FakeHub) -> None:
+def test_download_resumes_with_a_new_commit(path: Path, hub: FakeHub) -> None:
     hub.file_status["model.safetensors"] = 500
     refusal(path, hub)
     hub.file_status.clear()
@@ -493,7 +522,7 @@ def test_download_resumes_at_a_new_commit(path: Path, hub: FakeHub) -> None:
 
 
 @pytest.mark.usefixtures("no_waiting")
-def test_download_resumes_after_it_broke_off(path: Path, hub: FakeHub) -> None:
+def test_download_resumes_after_breaking_off(path: Path, hub: FakeHub) -> None:
     hub.cut_off = "model.safetensors"
     message = refusal(path, hub)
     assert "broke off" in message and "next start goes on" in message and names_ways_out(message, path)
@@ -515,8 +544,8 @@ def test_download_resumes_after_a_kill(path: Path, hub: FakeHub) -> None:
     with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL, env=environment) as process:
         try:
             assert hub.stalled.wait(90)
-            wait_for(lambda: sum(hub.fetched.values()) == len(NEEDED))
-            wait_for(lambda: len(content(hidden(path)).keys() & NEEDED) == len(NEEDED) - 1)
+            wait_until(lambda: sum(hub.fetched.values()) == len(NEEDED), "a request for every file")
+            wait_until(lambda: len(content(hidden(path)).keys() & NEEDED) == len(NEEDED) - 1, "every file but one")
         finally:
             process.send_signal(signal.SIGKILL)
     assert not path.exists()
@@ -533,50 +562,42 @@ def hidden(path: Path) -> Path:
     return path.with_name(f".{path.name}.downloading")
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(9000):
-        if condition():
-            return
-        pause.wait(0.01)
-    raise AssertionError("it did not happen")
-
-
-def test_download_by_two_at_once_is_done_once(path: Path, hub: FakeHub) -> None:
+def test_download_by_two_at_once_happens_once(path: Path, hub: FakeHub, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     hub.stalled_on = "model.safetensors"
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(download, path, hub)
         assert hub.stalled.wait(90)
         hub.stalled_on = None
         second = pool.submit(download, path, hub)
-        assert not second.done()
+        wait_until(lambda: "Another process downloads" in caplog.text, "the second one at the lock")
         hub.release.set()
         assert first.result(60) == second.result(60) == path
     assert hub.fetched["config.json"] == 1
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_hub_that_refuses(status: int, path: Path, hub: FakeHub) -> None:
+def test_hub_that_refuses_is_named_with_its_status(status: int, path: Path, hub: FakeHub) -> None:
     hub.api_status = status
     message = refusal(path, hub)
     assert f"({status})" in message and "HF_TOKEN" in message and names_ways_out(message, path)
     assert not path.exists()
 
 
-def test_hub_that_does_not_know_the_model(path: Path, hub: FakeHub) -> None:
+def test_hub_that_does_not_know_the_model_is_named(path: Path, hub: FakeHub) -> None:
     hub.api_status = 404
     message = refusal(path, hub)
     assert MODEL_ID in message and "404" in message and names_ways_out(message, path)
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_hub_in_trouble(status: int, path: Path, hub: FakeHub) -> None:
+def test_hub_that_fails_is_named_with_its_status(status: int, path: Path, hub: FakeHub) -> None:
     hub.api_status = status
     message = refusal(path, hub)
     assert f"answered {status}" in message and names_ways_out(message, path)
 
 
-def test_hub_that_is_unreachable(path: Path) -> None:
+def test_hub_that_is_unreachable_is_named_without_its_password(path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         message = refusal(path, endpoint=f"http://user:hf_secret@127.0.0.1:{closed.getsockname()[1]}")
@@ -584,13 +605,13 @@ def test_hub_that_is_unreachable(path: Path) -> None:
     assert not path.exists()
 
 
-def test_model_id_that_is_no_name(path: Path, hub: FakeHub) -> None:
+def test_model_id_that_is_none_is_refused(path: Path, hub: FakeHub) -> None:
     with pytest.raises(ModelLoadError, match="MODEL_ID 'a/b/c' is not the name"):
         find_or_download(path, "a/b/c", may_download=True, endpoint=hub.url)
     assert not hub.tokens
 
 
-def test_disk_that_is_too_small(path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_that_is_too_small_is_noticed_before_the_download(path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(path.parent.parent)
     monkeypatch.setattr("models.checkpoints.download.shutil.disk_usage", lambda _: usage._replace(free=10))
     message = refusal(path, hub)
@@ -598,7 +619,7 @@ def test_disk_that_is_too_small(path: Path, hub: FakeHub, monkeypatch: pytest.Mo
     assert not hub.fetched
 
 
-def test_disk_that_fills_up(path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_that_fills_up_ends_the_download(path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -607,12 +628,14 @@ def test_disk_that_fills_up(path: Path, hub: FakeHub, monkeypatch: pytest.Monkey
     assert not path.exists()
 
 
-def test_parent_folder_that_cannot_be_made(tmp_path: Path, hub: FakeHub) -> None:
+def test_path_whose_parent_cannot_be_made_is_refused(tmp_path: Path, hub: FakeHub) -> None:
     (tmp_path / "file").write_text("x")
     assert "cannot hold a model" in refusal(tmp_path / "file" / "model", hub)
 
 
-def test_mount_point_is_refused_before_the_download(path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_that_is_a_mount_point_is_refused_before_the_download(
+    path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("models.checkpoints.download.os.path.ismount", lambda _: True)
     assert "mount its parent folder" in refusal(path, hub)
     assert not hub.tokens

@@ -1,4 +1,4 @@
-"""Weights that are missing, of another shape or left over, in a checkpoint of every kind; heads are of no matter."""
+"""Weights that are missing, in excess or of another shape are refused in checkpoints of every kind; unused heads are not."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def edit(folder: Path, change: Callable[[dict[str, torch.Tensor], str], object])
 
 
 def another_layer(weights: dict[str, torch.Tensor], name: str) -> None:
-    """All of the last layer again, behind it."""
+    """Add a copy of the last layer after it."""
     number = next(part for part in name.split(".") if part.isdigit())
     layer, _, _ = name.partition(f".{number}.")
     for old in [old for old in weights if old.startswith(f"{layer}.{number}.")]:
@@ -61,7 +61,7 @@ def another_layer(weights: dict[str, torch.Tensor], name: str) -> None:
         pytest.param(another_layer, "weights are of no use to the model that config.json names", id="left over"),
     ],
 )
-def test_weights_that_are_not_the_models_are_refused(folder: Path, change: Callable[..., object], words: str) -> None:
+def test_weights_that_do_not_fit_are_refused(folder: Path, change: Callable[..., object], words: str) -> None:
     edit(folder, change)
     with pytest.raises(ModelLoadError, match=words):
         load_model(folder)
@@ -70,7 +70,7 @@ def test_weights_that_are_not_the_models_are_refused(folder: Path, change: Calla
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_vl", "modernbert"])
 def test_rope_that_depends_on_the_batch_is_refused(tmp_path: Path, family: str, kind: str) -> None:
-    """The angles of every input would be those of the longest."""
+    """The angles of every input would depend on the longest one."""
     folder = tmp_path / "model"
     if family == "qwen3_vl":
         shutil.copytree(CHECKPOINT, folder)
@@ -87,14 +87,15 @@ def test_rope_that_depends_on_the_batch_is_refused(tmp_path: Path, family: str, 
         load_model(folder)
 
 
-def test_heads_are_no_part_of_the_model(folder: Path) -> None:
+def test_weights_of_a_head_are_ignored(folder: Path) -> None:
     before = load_model(folder).info
     edit(folder, lambda weights, _: weights.update({"lm_head.weight": torch.ones(3, 3), "cls.predictions.bias": torch.ones(3)}))
     assert load_model(folder).info == before
 
 
 def test_adapter_is_refused(folder: Path) -> None:
-    """Without peft transformers reads past it, and with it the packed forward would: vectors of the bare model."""
+    """Without peft, transformers ignores it; with peft, the packed forward would. The vectors would be those of the bare
+    model."""
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(folder)}))
     with pytest.raises(ModelLoadError, match=r"adapter_config\.json: an adapter is not applied here"):
         load_model(folder)
@@ -102,8 +103,8 @@ def test_adapter_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("part", ["", "text_config"])
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
-def test_quantised_weights_are_refused(folder: Path, part: str, key: str) -> None:
-    """Whatever is installed that could load them."""
+def test_weights_that_are_quantised_are_refused(folder: Path, part: str, key: str) -> None:
+    """Also if a library that could load them is installed."""
     config = json.loads((folder / "config.json").read_bytes())
     (config.setdefault(part, {}) if part else config)[key] = {"quant_method": "fp8"}
     (folder / "config.json").write_text(json.dumps(config))

@@ -164,7 +164,7 @@ def test_prepare_all_prepares_each_as_by_itself(model: WholeModel) -> None:
             alone = Refusal(str(error))
             refused += 1
         if isinstance(found, PreparedInput) and isinstance(alone, PreparedInput):
-            assert found.identity == alone.identity
+            assert found.content_hash == alone.content_hash
             assert (found.truncated, found.prefix_tokens) == (alone.truncated, alone.prefix_tokens)
         else:
             assert found == alone
@@ -200,7 +200,7 @@ def test_prepare_image_gives_the_input_that_prepare_gives(model: WholeModel) -> 
     parts = (noise(64, 96), "hello", noise(700, 40), noise(64, 96))
     before = tuple(part if isinstance(part, str) else model.prepare_image(part) for part in parts)
     whole, pieces = model.prepare(EmbeddingInput(parts)), model.prepare(EmbeddingInput(before))
-    assert same(whole, pieces) and whole.identity == pieces.identity
+    assert same(whole, pieces) and whole.content_hash == pieces.content_hash
     assert model.describe(EmbeddingInput(parts)) == model.describe(EmbeddingInput(before))
     assert all(image.patches.nbytes <= model.info.largest_image for image in whole.images)
     assert all(image.patches.nbytes == image.grid.num_tokens * model.info.image_token_bytes for image in whole.images)

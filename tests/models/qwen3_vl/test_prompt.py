@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -477,7 +476,6 @@ HUGE = "hello world " * 420_000  # 5 MB
 def test_huge_input_costs_little(metered: tuple[ChatTokenizer, Meter], instruction: str, parts: Order, fits: bool) -> None:
     ours, meter = metered
     prompt = ours.prompt(instruction, parts)
-    started = time.perf_counter()
     with pytest.raises(InputTooLong):
         ours.fit(prompt, 512, False)
     assert meter.read == 0, "it is refused by its length alone"
@@ -487,7 +485,6 @@ def test_huge_input_costs_little(metered: tuple[ChatTokenizer, Meter], instructi
         with pytest.raises(InputTooLong, match="Only text is ever cut"):
             ours.fit(prompt, 512, True)
     assert meter.read < 200_000
-    assert time.perf_counter() - started < 60
 
 
 def test_truncation_reads_a_text_of_long_tokens_part_by_part(

@@ -1,5 +1,5 @@
-"""Every family of text models against sentence-transformers itself: the same folders of random weights, one text at a time there,
-in every company here."""
+"""Every family of text models against sentence-transformers: the same folders of random weights, one text at a time there, in
+every company here."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ from tests.support.text_checkpoints import (
     write_checkpoint,
     write_json,
 )
-from tests.support.text_oracle import SAME, TEXTS, assert_same, embed, library, oracle
+from tests.support.text_oracle import SAME, TEXTS, assert_same, embed, library, library_ids, oracle
 from tests.support.whole_model import WholeModel, load_model
+
+pytestmark = pytest.mark.recorded
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -103,6 +105,7 @@ def test_vectors_of_repeated_texts(model: WholeModel, expected: Rows) -> None:
     assert_same(embed(model, TEXTS * 4), np.tile(expected, (4, 1)))
 
 
+@pytest.mark.reference
 def test_reference_gives_the_same_vectors(path: Path, expected: Rows) -> None:
     reference = load_model(path, backend="reference")
     assert isinstance(reference.model.forward, EncoderForward)  # type: ignore[attr-defined]
@@ -126,7 +129,7 @@ def prompted(path: Path, family: str) -> Rows:
 
 
 @pytest.mark.usefixtures("few_graphs")
-@pytest.mark.parametrize(("dtype", "bar"), [("float32", SAME), ("bfloat16", 0.99)])
+@pytest.mark.parametrize(("dtype", "bar"), [("float32", SAME), pytest.param("bfloat16", 0.99, marks=pytest.mark.bfloat16)])
 def test_vectors_as_on_cuda(
     path: Path, family: str, expected: Rows, prompted: Rows, dtype: str, bar: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +167,7 @@ def test_warm_up_of_a_decoder_optimizes_on_cuda_alone(tmp_path: Path, monkeypatc
     assert asked == [("cuda", "auto", True), ("cuda", "layers", False)]
 
 
+@pytest.mark.bfloat16
 def test_dtype_of_half_precision_is_near(path: Path, expected: Rows) -> None:
     half = load_model(path, dtype="bfloat16")
     assert half.info.dtype == "bfloat16"
@@ -201,10 +205,9 @@ def test_info_is_known(model: WholeModel, family: str) -> None:
 
 
 def test_ids_are_the_stock_tokenizers(model: WholeModel, path: Path) -> None:
-    stock = library(path).tokenizer
     for text in [*TEXTS, " a  b\n", "ÀÉ 海边", "\t"]:
         ids = model.prepare(EmbeddingInput((text,), truncate=True)).token_ids.tolist()
-        assert ids == stock(text, truncation=True)["input_ids"]
+        assert ids == library_ids(path, text, truncation=True)
 
 
 def test_warm_up_measures_a_rate(model: WholeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +222,7 @@ def test_warm_up_measures_a_rate(model: WholeModel, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     "mode", ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", ["cls", "mean", "max"]], ids=str
 )
-@pytest.mark.parametrize("backend", ["packed", "reference"])
+@pytest.mark.parametrize("backend", ["packed", pytest.param("reference", marks=pytest.mark.reference)])
 def test_pooling(tmp_path: Path, family_of_two: str, mode: str | list[str], backend: str) -> None:
     pooling = {"pooling_mode": mode, "embedding_dimension": WIDTH}
     folder = write_checkpoint(tmp_path / "model", family_of_two, pooling=pooling)
@@ -331,14 +334,14 @@ def write_template(folder: Path, single: str, names: list[str]) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def test_identity_of_a_text_under_two_prompts_that_are_not_pooled(tmp_path: Path) -> None:
+def test_content_hash_of_a_text_under_two_prompts_that_are_not_pooled(tmp_path: Path) -> None:
     """The same tokens, and not the same vector."""
     pooling = {"pooling_mode": "cls", "include_prompt": False, "embedding_dimension": WIDTH}
     model = load_model(write_checkpoint(tmp_path / "model", pooling=pooling))
     one = model.prepare(EmbeddingInput((" old town",), "the river"))
     other = model.prepare(EmbeddingInput((" river old town",), "the"))
     assert one.token_ids.tolist() == other.token_ids.tolist()
-    assert one.identity != other.identity
+    assert one.content_hash != other.content_hash
     assert cosines(model.embed([one]), model.embed([other]))[0] < 0.999
 
 
@@ -393,16 +396,24 @@ def test_decoder_that_is_not_causal_is_run_by_its_own_modules(tmp_path: Path, ch
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
 def test_encoder_that_is_causal_is_refused(tmp_path: Path, kind: str) -> None:
-    """The library's vector of a text alone is another than that of the same text in company: neither is given."""
     folder = write_checkpoint(tmp_path / "model", kind)
     written = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", {**written, "is_causal": True})
-    theirs = library(folder).encode(TEXTS[4:7], normalize_embeddings=True)
-    assert cosines(theirs, oracle(folder, TEXTS[4:7])).min() < 0.99
     with pytest.raises(ModelLoadError, match=r"would depend on the other inputs of its batch \(is_causal\)"):
         load_model(folder)
     write_json(folder / "config.json", {**written, "is_causal": False})
     assert_same(embed(load_model(folder), TEXTS), oracle(folder, TEXTS))
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_encoder_that_is_causal_has_no_vector_of_a_text_alone(tmp_path: Path, kind: str) -> None:
+    """The library's vector of a text alone is another than that of the same text in company: neither is given."""
+    folder = write_checkpoint(tmp_path / "model", kind)
+    write_json(folder / "config.json", {**json.loads((folder / "config.json").read_text()), "is_causal": True})
+    model = library(folder)
+    alone = [model.encode([text], normalize_embeddings=True)[0] for text in TEXTS[4:7]]
+    assert cosines(model.encode(TEXTS[4:7], normalize_embeddings=True), np.stack(alone)).min() < 0.99
 
 
 @pytest.mark.parametrize("causal", [None, 0])

@@ -22,6 +22,8 @@ from tests.support.text_checkpoints import FAMILIES, WIDTH, config_of, dense, mo
 from tests.support.text_oracle import TEXTS, assert_same, embed, oracle
 from tests.support.whole_model import load_model
 
+pytestmark = pytest.mark.recorded
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,8 +12,10 @@ from models.base import ModelLoadError
 from models.text_encoder.settings import FolderSettings
 from tests.support.oracle import cosines
 from tests.support.text_checkpoints import WIDTH, dense, write_checkpoint, write_json
-from tests.support.text_oracle import TEXTS, assert_same, embed, library, oracle
+from tests.support.text_oracle import TEXTS, assert_same, embed, library, library_limit, oracle
 from tests.support.whole_model import load_model
+
+pytestmark = pytest.mark.recorded
 
 LONG = ["the river runs through the old town and then out to sea " * n for n in (1, 12, 400)]
 TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
@@ -29,6 +31,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "model"))
 
 
+@pytest.mark.live
 def test_settings_that_the_library_writes_are_understood(folder: Path) -> None:
     expected = oracle(folder, TEXTS)
     library(folder).save(str(folder.parent / "saved"))
@@ -54,14 +57,14 @@ def test_settings_that_the_library_writes_are_understood(folder: Path) -> None:
 def test_settings_of_the_transformer_are_followed(folder: Path, settings: dict[str, Any]) -> None:
     write_json(folder / "sentence_bert_config.json", settings)
     assert_same(embed(load_model(folder), [*TEXTS, *LONG]), oracle(folder, [*TEXTS, *LONG]))
-    assert load_model(folder).info.max_tokens == library(folder).max_seq_length
+    assert load_model(folder).info.max_tokens == library_limit(folder)
 
 
 @pytest.mark.parametrize("name", ["roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"])
 def test_settings_under_old_names(folder: Path, name: str) -> None:
     write_json(folder / "sentence_bert_config.json", {})
     write_json(folder / f"sentence_{name}_config.json", {"max_seq_length": 30})
-    assert load_model(folder).info.max_tokens == library(folder).max_seq_length == 30
+    assert load_model(folder).info.max_tokens == library_limit(folder) == 30
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.docs.test_readme import PAGES, SNIPPETS
+from tests.docs.pages import PAGES, SNIPPETS
 from tests.support.paths import ROOT
 from tests.tools.clients import isolation
 from tests.tools.clients.isolation import Outside

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from tests.docs.test_readme import PAGES, SNIPPETS, Readme, bare, each_page
+from tests.docs.pages import PAGES, SNIPPETS, Page, bare, each_page_with
 from tests.support.paths import ROOT
 from tests.tools.clients.__main__ import snippets
 from tests.tools.clients.guard import is_local
 from tests.tools.clients.judge import judge
 from tests.tools.clients.packages import FOLDER, PACKAGES
 
-HEADINGS = {"README.md": "Clients", "README.zh-CN.md": "客户端"}
+pytestmark = pytest.mark.tools
 
 
-@each_page
-def test_the_table_is_that_of_the_packages(page: Readme) -> None:
-    rows = page.table(HEADINGS[page.name])
+@each_page_with("clients")
+def test_the_table_is_that_of_the_packages(page: Page) -> None:
+    rows = page.table("clients")
     assert [bare(name) for name, _, _ in rows] == [package.name for package in PACKAGES]
     for package, (_, version, _) in zip(PACKAGES, rows, strict=True):
         requirement = Requirement(package.requirements.read_text().splitlines()[0])
@@ -44,7 +44,7 @@ def test_every_example_is_run_by_one_client() -> None:
     run_here = {"openai"}  # its examples are run by tests/docs/test_readme.py
     examples = {package.name: snippets(package) for package in PACKAGES}
     assert {name for name, found in examples.items() if not found} == run_here
-    written = [text for language, text in PAGES[0].blocks() if language in SNIPPETS]
+    written = [text for page in PAGES for language, text in page.blocks() if language in SNIPPETS]
     assert sorted(text for found in examples.values() for text in found) == sorted(written)
 
 

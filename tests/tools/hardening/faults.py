@@ -30,7 +30,7 @@ def without_last_words() -> None:
     """without the answer to those who wait for a device that is lost."""
     from scheduler.scheduler import Scheduler
 
-    Scheduler._died = lambda self, error, held: None
+    Scheduler._died = lambda self, error: None
 
 
 def without_the_end() -> None:
@@ -162,7 +162,7 @@ def without_halves() -> None:
     """without trying a batch that failed in halves."""
     from scheduler.device_worker import DeviceWorker
 
-    DeviceWorker._embed = lambda self, model, entries: iter([(entries, self._attempt(model, entries))])
+    DeviceWorker._embed = lambda self, model, works: iter([(works, self._attempt(model, works))])
 
 
 @check(

@@ -418,12 +418,12 @@ def parsed_on_loop() -> None:
     """without threads for large bodies: they are read on the event loop."""
     from typing import Any
 
-    from app.engine.service import EmbeddingService
+    from app.engine.threads import BodyThreads
 
-    async def off_loop(self: EmbeddingService, function: Any, *arguments: Any) -> Any:
+    async def run(self: BodyThreads, large: bool, function: Any, *arguments: Any) -> Any:
         return function(*arguments)
 
-    EmbeddingService.off_loop = off_loop  # type: ignore[method-assign]
+    BodyThreads.run = run  # type: ignore[method-assign]
 
 
 @check(

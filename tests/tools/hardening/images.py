@@ -248,9 +248,9 @@ def bombs(site: Site) -> Outcome:
 
 def beside_a_gpu() -> None:
     """on a machine whose cores are free for images."""
-    from app.engine import threads as preparation_threads
+    from app.engine import threads
 
-    preparation_threads.beside = lambda device, cores: preparation_threads.MOST
+    threads.thread_count = lambda device, cores: threads.MAX_PREPARATION_THREADS
 
 
 def without_a_budget_of_pixels() -> None:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -60,9 +61,9 @@ def decoder_raises() -> None:
 
 def types_unchecked() -> None:
     """without the check of a field's type."""
-    from app.dialects import items as dialect_items
+    from app.dialects import fields, items
 
-    dialect_items.typed = lambda holder, key, kind, what, prefix="": holder.get(key)
+    items.typed = fields.typed = lambda holder, key, kind, what, prefix="": holder.get(key)
 
 
 def decoding_raises() -> None:
@@ -107,10 +108,10 @@ def refusals_unknown() -> None:
 
 def errors_without_type() -> None:
     """without the documented form of an error."""
-    from app import errors
+    from app.dialects import openai
 
-    whole = errors.object_for
-    errors.object_for = lambda error, spec: {key: value for key, value in whole(error, spec).items() if key != "type"}
+    kept = openai.error_detail
+    openai.error_detail = lambda fault: {key: value for key, value in asdict(kept(fault)).items() if key != "type"}
 
 
 def _offline(site: Site, port: int) -> AbstractContextManager[Process]:
@@ -333,8 +334,8 @@ def batches_fail_whole() -> None:
     """without trying the halves of a batch that failed."""
     from scheduler.device_worker import DeviceWorker
 
-    def embed(self: DeviceWorker, model: Any, entries: Any) -> Any:
-        yield entries, self._attempt(model, entries)
+    def embed(self: DeviceWorker, model: Any, works: Any) -> Any:
+        yield works, self._attempt(model, works)
 
     DeviceWorker._embed = embed  # type: ignore[method-assign]
 
@@ -436,18 +437,18 @@ def rows_rotated() -> None:
 
     attempt = DeviceWorker._attempt
 
-    def rotated(self: DeviceWorker, model: Any, entries: Any) -> Any:
-        rows = attempt(self, model, entries)
+    def rotated(self: DeviceWorker, model: Any, works: Any) -> Any:
+        rows = attempt(self, model, works)
         return np.roll(rows, 1, axis=0) if isinstance(rows, np.ndarray) else rows
 
     DeviceWorker._attempt = rotated  # type: ignore[method-assign]
 
 
-def identity_of_length() -> None:
-    """without all of an input in its identity: those of one length share one vector."""
+def content_hash_of_length() -> None:
+    """without all of an input in its content hash: those of one length share one vector."""
     from models import base
 
-    base._identity = lambda token_ids, positions, images: b"%d,%d" % (len(token_ids), len(images))
+    base._content_hash = lambda token_ids, positions, images, unpooled: b"%d,%d" % (len(token_ids), len(images))
 
 
 WORDS = ("river", "stone", "lantern", "harbour", "quiet", "north", "salt", "amber")
@@ -494,7 +495,7 @@ def mixed_request(dice: random.Random) -> tuple[dict[str, Any], list[tuple[tuple
     "instructions, dimensions, base64, repeated ones, with a vector cache; and 500 to the real one, alone and in company",
     f"every vector is its own input's (cosine > {SAME})",
     rows_rotated,
-    identity_of_length,
+    content_hash_of_length,
 )
 def binding(site: Site) -> Outcome:
     dice = random.Random(7)

@@ -56,8 +56,8 @@ def without_retry_after() -> None:
 
     kept = error_replies.error_reply
 
-    def error_reply(error: BaseException) -> object:
-        reply = kept(error)
+    def error_reply(error: BaseException, dialect: object) -> object:
+        reply = kept(error, dialect)
         reply.headers.popall("Retry-After", None)
         return reply
 
@@ -70,9 +70,9 @@ def with_memory_of_refusals() -> None:
 
     kept, refused = error_replies.error_reply, []
 
-    def error_reply(error: BaseException) -> object:
+    def error_reply(error: BaseException, dialect: object) -> object:
         refused.append(bytearray(100_000))
-        return kept(error)
+        return kept(error, dialect)
 
     error_replies.error_reply = error_reply
 
@@ -291,17 +291,17 @@ def wrk(server: Process, connections: int) -> str:
 
 def without_counting_inputs() -> None:
     """without counting a request's inputs before it is let in."""
-    from scheduler.scheduler import Scheduler
+    from scheduler.places import Places
 
-    kept = Scheduler.reserve
+    kept = Places.take
 
-    def reserve(self, count, *more, **named):  # type: ignore[no-untyped-def]
-        places = kept(self, 1, *more, **named)
-        places._left += count - 1
-        self._reserved += count - 1
-        return places
+    def take(self, count):  # type: ignore[no-untyped-def]
+        if not kept(self, 1):
+            return False
+        self.give(1 - count)
+        return True
 
-    Scheduler.reserve = reserve
+    Places.take = take
 
 
 @check(
@@ -415,7 +415,7 @@ def without_dropping() -> None:
     """without dropping what nobody waits for from the queue."""
     from scheduler.batch_queue import BatchQueue
 
-    BatchQueue.drop = lambda self, entry: False
+    BatchQueue.drop = lambda self, waiter: False
 
 
 @check(
@@ -484,7 +484,7 @@ def without_the_timer() -> None:
     """without the timer that tells a caller that its deadline has passed."""
     from scheduler.scheduler import Scheduler
 
-    Scheduler._expire = lambda self, entries: None
+    Scheduler._expire = lambda self, waiters: None
 
 
 def without_the_deadline() -> None:

@@ -11,7 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,15 +43,15 @@ Row = npt.NDArray[np.float32]
 
 def with_bodies_kept() -> None:
     """without letting go of the bodies."""
-    from app.dialects import request as dialects
+    from app.dialects import openai, registry
 
-    kept, bodies = dialects.parse, []
+    kept, bodies = openai.OPENAI, []
 
     def parse(body: bytes, *rest: Any) -> object:
         bodies.append(bytes(body))
-        return kept(body, *rest)
+        return kept.parse(body, *rest)
 
-    dialects.parse = parse
+    registry.DIALECTS = (replace(kept, parse=parse),)
 
 
 def with_sockets_kept() -> None:

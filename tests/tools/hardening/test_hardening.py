@@ -8,6 +8,8 @@ import pytest
 
 from tests.tools.hardening.board import Check, Outcome, Site, all_checks, attempt
 
+pytestmark = pytest.mark.tools
+
 QUICK = [check for check in all_checks() if check.quick]
 
 

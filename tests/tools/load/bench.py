@@ -5,7 +5,7 @@
     python -m tests.tools.load.bench --peer infinity|library [--checkpoint PATH] [--loads 1x1,8x32]
                         [--seconds 4] [--budget-s 840] [--json FILE]
 
-With --peer: the service and another server on one text model, as ratios to the library's own batches (tests/load/peer.py).
+With --peer: the service and another server on one text model, as ratios to the library's own batches (tests/tools/load/peer.py).
 
 Prints a table, the goals with what was reached, and as its last line everything as JSON. Not 0 where a child ends or a reply is
 no 200; a goal that is missed is a result, and no failure.

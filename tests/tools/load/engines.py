@@ -183,7 +183,7 @@ def load_engines(path: Path, device: str, dtype: str) -> tuple[dict[str, Stock |
 
 def batch_tokens(device: str, rate: float) -> int:
     """The scheduler's own bound of a batch for a model of `rate` tokens per second."""
-    from scheduler.scheduler import CPU_BATCH_SECONDS, DEFAULT_BATCH_TOKENS, MIN_CPU_BATCH_TOKENS
+    from scheduler.batch_queue import CPU_BATCH_SECONDS, DEFAULT_BATCH_TOKENS, MIN_CPU_BATCH_TOKENS
 
     if device != "cpu":
         return DEFAULT_BATCH_TOKENS

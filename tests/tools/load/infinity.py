@@ -1,4 +1,4 @@
-"""infinity-emb as a child process, in an environment of its own: tests/load/infinity-requirements.txt says of which versions.
+"""infinity-emb as a child process, in an environment of its own: infinity-requirements.txt says of which versions.
 
 Its defaults but for what follows. `float32`, as all that are compared; no usage statistics; no log but errors. Its batches are of
 32, sorted by the texts' characters among up to four that wait. `infinity` has its default, BetterTransformer: batches as nested

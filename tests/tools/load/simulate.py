@@ -1,4 +1,4 @@
-"""The batch policy against a modelled device, in virtual time: the real BatchQueue, a clock of our own, and no threads.
+"""The batching policy against a modelled device, in virtual time: the real BatchQueue, a clock of our own, and no threads.
 
     python -m tests.tools.load.simulate
 
@@ -20,7 +20,8 @@ import numpy as np
 
 from models.base import PreparedInput
 from scheduler.batch_queue import BatchQueue
-from scheduler.entry import Entry, Submission
+from scheduler.places import Places
+from scheduler.work import Submission, Waiter, Work
 
 OVERHEAD_S = 1.5e-3
 TOKEN_S = 5e-6
@@ -51,31 +52,32 @@ class Report:
 
 
 def batch_seconds(tokens: int) -> float:
-    """What the modelled device takes for a batch."""
+    """Return the seconds that the modelled device takes for a batch."""
     return OVERHEAD_S + TOKEN_S * tokens
 
 
 def simulate(arrivals: Iterable[Arrival], window: float = 0.0, batch_tokens: int = BATCH_TOKENS, batch_size: int = 256) -> Report:
     """Run all arrivals through one BatchQueue and one device; `window` is the queue's max_batch_wait, in seconds."""
     now, free_at = 0.0, 0.0
-    queue = BatchQueue(max_batch_tokens=batch_tokens, max_batch_size=batch_size, max_batch_wait=window, clock=lambda: now)
+    queue = BatchQueue(
+        Places(0), max_batch_tokens=batch_tokens, max_batch_size=batch_size, max_batch_wait=window, clock=lambda: now
+    )
     report = Report()
     open_inputs: dict[int, int] = {}
-    owner: dict[Entry, int] = {}
+    owner: dict[Work, int] = {}
     coming = sorted(arrivals, key=lambda arrival: arrival.at)
     arrived = 0
     while arrived < len(coming) or len(queue):
         while arrived < len(coming) and coming[arrived].at <= now:
-            entries = [Entry(prepared(count), NOBODY, coming[arrived].at, math.inf) for count in coming[arrived].tokens]
-            open_inputs[arrived] = len(entries)
-            owner.update(dict.fromkeys(entries, arrived))
-            queue.add(Submission(entries))
+            works = [Work(prepared(count)) for count in coming[arrived].tokens]
+            open_inputs[arrived] = len(works)
+            owner.update(dict.fromkeys(works, arrived))
+            queue.add(Submission([Waiter(work, NOBODY, coming[arrived].at, math.inf) for work in works]))
             arrived += 1
         if now >= free_at and queue.ready_in() == 0.0 and (batch := queue.next_batch()):
-            queue.finish()
             free_at = now + batch_seconds(batch.num_tokens)
-            report.batches.append(len(batch.entries))
-            for request in map(owner.pop, batch.entries):
+            report.batches.append(len(batch.works))
+            for request in map(owner.pop, batch.works):
                 open_inputs[request] -= 1
                 if not open_inputs[request]:
                     report.latencies.setdefault(coming[request].kind, []).append(free_at - coming[request].at)
@@ -89,12 +91,12 @@ def simulate(arrivals: Iterable[Arrival], window: float = 0.0, batch_tokens: int
 
 
 def prepared(num_tokens: int) -> PreparedInput:
-    """An input unlike all others."""
+    """Make an input unlike all others."""
     return PreparedInput(np.broadcast_to(np.int64(next(CONTENTS)), (num_tokens,)))
 
 
 def poisson(rate: float, seconds: float, rng: random.Random) -> list[Arrival]:
-    """Single texts at `rate` a second, their tokens log-normal around 60 as a search's queries and passages are."""
+    """Draw single texts at `rate` a second, their tokens log-normal around 60 as a search's queries and passages are."""
     arrivals, at = [], 0.0
     while (at := at + rng.expovariate(rate)) < seconds:
         arrivals.append(Arrival(at, [19 + min(2000, round(rng.lognormvariate(3.7, 0.9)))]))
@@ -102,7 +104,7 @@ def poisson(rate: float, seconds: float, rng: random.Random) -> list[Arrival]:
 
 
 def capacity() -> float:
-    """Texts a second that the device could do in full batches of such texts, roughly."""
+    """Estimate the texts a second that the device could do in full batches of such texts."""
     mean = 19 + math.exp(3.7 + 0.9**2 / 2)
     return BATCH_TOKENS / mean / batch_seconds(BATCH_TOKENS)
 

@@ -29,6 +29,8 @@ from tests.tools.load.goals import Goal, goals
 from tests.tools.load.limits import TextTower, Towers, nominal_tflops
 from tests.tools.load.measure import LOADS, Load, one_text, row, seconds_that_fit
 
+pytestmark = pytest.mark.tools
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:

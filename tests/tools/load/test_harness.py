@@ -1,4 +1,4 @@
-"""The harnesses of tests/load/harness/, each run for a moment against the service on the miniature checkpoint."""
+"""The harnesses of tests/tools/load/harness/, each run for a moment against the service on the miniature checkpoint."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.support.hosts import process
-from tests.support.paths import CHECKPOINT, ROOT
+from tests.support.hosts import Process
+from tests.support.paths import ROOT
 from tests.support.programs import program
 from tests.tools.load.harness import bodies
+
+pytestmark = pytest.mark.tools
 
 HARNESS = ROOT / "tests" / "tools" / "load" / "harness"
 SCENARIOS = [*bodies.SCENARIOS, "health"]
@@ -83,12 +84,10 @@ class Target:
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+def target(real_server: Process, tmp_path_factory: pytest.TempPathFactory) -> Target:
     folder = tmp_path_factory.mktemp("bodies")
     bodies.write(folder, 100)
-    with process("app", MODEL_PATH=str(CHECKPOINT), DEVICE="cpu") as running:
-        running.until_status("ok")
-        yield Target(f"http://127.0.0.1:{running.port()}", folder)
+    return Target(f"http://127.0.0.1:{real_server.port()}", folder)
 
 
 def test_no_two_requests_are_alike(target: Target) -> None:

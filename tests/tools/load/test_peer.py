@@ -28,6 +28,8 @@ from tests.tools.load.measure import LOADS, Load
 from tests.tools.load.peer import Comparison, recounted, row_of_load
 from tests.tools.load.peer_report import peer_table
 
+pytestmark = pytest.mark.tools
+
 # A real run
 
 

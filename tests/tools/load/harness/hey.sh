@@ -2,7 +2,7 @@
 # For hey: one request of a scenario, again and again. Ends with 1 where a status was not 200.
 #
 #   export API_KEY=sk-... BODIES=bodies BASE_URL=http://localhost:6008
-#   tests/load/harness/hey.sh text -z 60s -c 64
+#   tests/tools/load/harness/hey.sh text -z 60s -c 64
 #
 # First text, mixed, image or health, then hey's own options. hey can send one body alone, and looks at no reply: identical inputs
 # that are under way at once are computed once, so its figures are about HTTP, parsing and the queue, not about the device. The key

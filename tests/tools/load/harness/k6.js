@@ -1,6 +1,6 @@
 // For k6: an open loop. Requests start at a rate, whether or not the ones before them are answered.
 //
-//   k6 run -e API_KEY=sk-... -e BODIES=$PWD/bodies -e SCENARIO=text -e RATE=100 tests/load/harness/k6.js
+//   k6 run -e API_KEY=sk-... -e BODIES=$PWD/bodies -e SCENARIO=text -e RATE=100 tests/tools/load/harness/k6.js
 //
 // SCENARIO: text, mixed, image or health. RATE: requests a second; without it VUS callers, each with one request under way.
 // BASE_URL, DURATION (30s), VUS (64; with RATE the most that may be under way). It fails where a reply was not the right one, or

@@ -1,7 +1,7 @@
 """For locust: users that each have one request under way, and check every reply.
 
     export API_KEY=sk-... BODIES=bodies
-    locust --locustfile tests/load/harness/locustfile.py --host http://localhost:6008 \\
+    locust --locustfile tests/tools/load/harness/locustfile.py --host http://localhost:6008 \\
         --headless --users 64 --spawn-rate 64 --run-time 60s --only-summary TextUser HealthUser
 
 The classes that are named take part: TextUser, MixedUser, ImageUser, HealthUser. With RATE=2 each user starts two requests a

@@ -1,7 +1,7 @@
 -- For wrk: as many requests under way as there are connections, every reply checked.
 --
 --   export API_KEY=sk-... BODIES=bodies
---   wrk -t 2 -c 64 -d 60s --timeout 60s --latency -s tests/load/harness/wrk.lua http://localhost:6008 -- text
+--   wrk -t 2 -c 64 -d 60s --timeout 60s --latency -s tests/tools/load/harness/wrk.lua http://localhost:6008 -- text
 --
 -- After the dashes: text, mixed, image or health. Below wrk's own summary it counts the replies, and ends with 1 where one was not
 -- the right one. wrk's default timeout of 2 s only counts late replies as errors, hence the option.
