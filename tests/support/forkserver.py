@@ -37,9 +37,11 @@ PRELOADED = (
     "app.main",
     "app.process",
     "app.settings",
-    "models.qwen3_vl.adapter",
+    "models.qwen3_vl.model",
+    "models.qwen3_vl.preparer",
     "models.registry",
-    "models.text_encoder.adapter",
+    "models.text_encoder.model",
+    "models.text_encoder.preparer",
 )
 # Names of variables that are read when a library is imported, or before Python runs at all, begin so.
 _READ_AT_IMPORT = ("CUDA_", "GOMP_", "HF_", "KMP_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON", "TORCH")
