@@ -50,14 +50,14 @@ CHANGED = {
 }
 
 
-def test_identity_changes_with_what_decides_the_vector() -> None:
+def test_content_hash_changes_with_whatever_decides_the_vector() -> None:
     hashes = [PreparedInput(IDS).content_hash, *(item.content_hash for item in CHANGED.values())]
     assert len(set(hashes)) == len(hashes)
     assert {len(content_hash) for content_hash in hashes} == {32}
 
 
 @pytest.mark.parametrize("item", CHANGED.values(), ids=CHANGED.keys())
-def test_identity_ignores_what_does_not_decide_the_vector(item: PreparedInput) -> None:
+def test_content_hash_ignores_what_does_not_decide_the_vector(item: PreparedInput) -> None:
     assert replace(item, truncated=True, prefix_tokens=5).content_hash == item.content_hash
     images = tuple(replace(one, grid=replace(one.grid, original_size=(9, 9), official_size=(8, 8))) for one in item.images)
     assert (
@@ -66,14 +66,14 @@ def test_identity_ignores_what_does_not_decide_the_vector(item: PreparedInput) -
     )
 
 
-def test_identity_is_of_contents_in_any_memory_layout() -> None:
+def test_content_hash_is_that_of_the_contents_in_any_memory_layout() -> None:
     for other in (np.repeat(IDS, 2)[::2], np.stack([IDS, IDS]).T[:, 0]):
         assert PreparedInput(other).content_hash == PreparedInput(IDS).content_hash
     strided = PreparedImage(image().grid, np.asfortranarray(image().patches))
     assert PreparedInput(IDS, (strided,)).content_hash == PreparedInput(IDS, (image(),)).content_hash
 
 
-def test_identity_differs_for_different_inputs() -> None:
+def test_content_hash_differs_for_different_inputs() -> None:
     model = FakeModel()
     inputs = [
         EmbeddingInput(("a",)),

@@ -1,4 +1,4 @@
-"""Text models here and in sentence-transformers: the same folder, the same texts, one at a time there.
+"""sentence-transformers as the oracle of text models: the same folder and the same texts, there one at a time.
 
 What the library says is recorded; see tests/support/recorded.py. A question is what the folder's JSON files say and what is asked
 of it. Weights are no part of it: where they are drawn otherwise than when the vectors were recorded, the vectors differ.

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sentence_transformers.sentence_transformer.modules import Pooling
 
 from models.base import ModelLoadError
 from models.checkpoints.modules_json import POOLING_MODES, ModuleRow, pooling_modes, read_modules
@@ -56,7 +55,10 @@ def test_pooling_modes_by_name_or_by_flag(config: dict[str, Any], modes: tuple[s
     assert pooling_modes(config) == modes
 
 
+@pytest.mark.live
 @pytest.mark.parametrize("mode", POOLING_MODES)
 def test_pooling_modes_are_the_librarys(mode: str) -> None:
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
     config = Pooling(8, pooling_mode=mode).get_config_dict()
     assert pooling_modes(config) == (mode,)

@@ -35,6 +35,8 @@ from tests.support.text_checkpoints import (
 from tests.support.text_oracle import SAME, TEXTS, assert_same, embed, library, library_ids, oracle
 from tests.support.whole_model import WholeModel, load_model
 
+pytestmark = pytest.mark.recorded
+
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
@@ -332,7 +334,7 @@ def write_template(folder: Path, single: str, names: list[str]) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def test_identity_of_a_text_under_two_prompts_that_are_not_pooled(tmp_path: Path) -> None:
+def test_content_hash_of_a_text_under_two_prompts_that_are_not_pooled(tmp_path: Path) -> None:
     """The same tokens, and not the same vector."""
     pooling = {"pooling_mode": "cls", "include_prompt": False, "embedding_dimension": WIDTH}
     model = load_model(write_checkpoint(tmp_path / "model", pooling=pooling))

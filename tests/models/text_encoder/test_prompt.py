@@ -17,6 +17,8 @@ from tests.support.text_checkpoints import CORPUS, FAMILIES, tokenizer_of, write
 from tests.support.text_oracle import library_ids
 from tests.support.whole_model import load_model
 
+pytestmark = pytest.mark.recorded
+
 
 @pytest.fixture(params=FAMILIES)
 def stock(request: pytest.FixtureRequest) -> Any:

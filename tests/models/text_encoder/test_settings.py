@@ -15,6 +15,8 @@ from tests.support.text_checkpoints import WIDTH, dense, write_checkpoint, write
 from tests.support.text_oracle import TEXTS, assert_same, embed, library, library_limit, oracle
 from tests.support.whole_model import load_model
 
+pytestmark = pytest.mark.recorded
+
 LONG = ["the river runs through the old town and then out to sea " * n for n in (1, 12, 400)]
 TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 
