@@ -7,7 +7,7 @@ from functools import partial
 
 from aiohttp import web
 
-from app.dialects.contract import Dialect
+from app.dialects.dialect import Dialect
 from app.dialects.registry import DIALECTS
 from app.engine.engine import Engine, LoadModel
 from app.engine.loading import end_on_failure, load_configured_model

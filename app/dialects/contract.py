@@ -1,23 +1,19 @@
 """The contract between a dialect and the service: an EmbeddingRequest goes in, a Reply or a Failure comes back.
 
-A Dialect is one API that clients speak: the paths that it answers on, how it reads a body, and how it writes replies and errors.
 Pure: no I/O, no HTTP, no images, no tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from sys import getsizeof
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from models.base import Refusal
-
-if TYPE_CHECKING:
-    from app.dialects.fields import Field, Server
 
 TOKEN_IDS_ADVICE = (
     "Token ids are not accepted, because the ids of another tokenizer would give meaningless vectors: "
@@ -156,34 +152,3 @@ class Reply:
     rows: Sequence[npt.NDArray[np.float32] | Failure]
     usage: Usage
     model: str
-
-
-@dataclass(frozen=True, slots=True)
-class Manual:
-    """What the OpenAPI document says of a dialect. `rules` is JSON Schema that holds for the whole request, `schemas` makes the
-    named parts that the fields refer to; `reply` and `error` are the types that are written, `parts` those that `reply` names;
-    `examples` and `replies` are (summary, body) by name."""
-
-    operation: str
-    summary: str
-    description: str
-    fields: Sequence[Field] = ()
-    rules: Mapping[str, Any] = field(default_factory=dict)
-    schemas: Callable[[Server], Mapping[str, Any]] = lambda server: {}
-    reply: type | None = None
-    parts: tuple[type, ...] = ()
-    error: type | None = None
-    examples: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
-    replies: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """One API that clients speak, answered by POST on `paths`. `parse` raises InvalidRequest or ModelNotFound; `write` makes the
-    body of a reply, `error` that of an error reply. Each may run on any thread."""
-
-    paths: tuple[str, ...]
-    parse: Callable[[bytes | bytearray, RequestLimits], EmbeddingRequest]
-    write: Callable[[Reply], bytes]
-    error: Callable[[Failure], bytes]
-    manual: Manual | None = None

@@ -18,17 +18,8 @@ import orjson
 from msgspec import Meta
 
 from app.dialects import examples
-from app.dialects.contract import (
-    Dialect,
-    EmbeddingRequest,
-    Failure,
-    InvalidRequest,
-    Manual,
-    ModelNotFound,
-    Reply,
-    RequestItem,
-    RequestLimits,
-)
+from app.dialects.contract import EmbeddingRequest, Failure, InvalidRequest, ModelNotFound, Reply, RequestItem, RequestLimits
+from app.dialects.dialect import Dialect, Manual
 from app.dialects.fields import NULL, Choice, Field, Flag, Integer, Text, refused
 from app.dialects.item_schemas import item_schemas, ref
 from app.dialects.items import TOKEN_IDS, Context, is_conversation, is_token_ids, read_conversation, read_item

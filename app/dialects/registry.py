@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.dialects.contract import Dialect
+from app.dialects.dialect import Dialect
 from app.dialects.openai import OPENAI
 
 DIALECTS: tuple[Dialect, ...] = (OPENAI,)

@@ -21,7 +21,7 @@ from typing import Any
 from aiohttp import hdrs, web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from app.dialects.contract import Dialect
+from app.dialects.dialect import Dialect
 from app.engine.memory import MemoryBudget
 from app.errors import MalformedRequest
 from app.http.error_replies import error_reply

@@ -7,7 +7,7 @@ import math
 
 from aiohttp import web
 
-from app.dialects.contract import Dialect
+from app.dialects.dialect import Dialect
 from app.errors import ErrorSpec, failure_of, spec_for
 
 # aiohttp's own refusals. Their reason phrases are fixed words, safe to show.

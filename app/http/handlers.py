@@ -13,7 +13,8 @@ from aiohttp import web
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from app import VERSION
-from app.dialects.contract import Dialect, EmbeddingRequest, InvalidRequest, ModelNotFound, Reply
+from app.dialects.contract import EmbeddingRequest, InvalidRequest, ModelNotFound, Reply
+from app.dialects.dialect import Dialect
 from app.dialects.fields import Server
 from app.dialects.openai import error_detail
 from app.engine.memory import MemoryShare

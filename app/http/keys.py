@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from app.dialects.contract import Dialect
+    from app.dialects.dialect import Dialect
     from app.engine.engine import Engine
     from app.engine.memory import MemoryBudget
     from app.engine.metrics import Metrics
     from app.engine.service import EmbeddingService
-    from app.http.routes import Route
+    from app.http.route import Route
     from app.lifecycle import Lifecycle
     from app.settings import Settings
     from scheduler.scheduler import Scheduler

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
 
-from app.dialects.contract import Dialect
+from app.dialects.dialect import Dialect
 from app.http import handlers, pages
 from app.http.keys import ROUTES
+from app.http.route import Route
 from app.openapi import operations
-from app.openapi.operations import Operation, embeddings_of, preview_of
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A row of the table. `dialect` is the one in whose form its errors are written."""
-
-    method: str
-    path: str
-    handler: Handler
-    operation: Operation | None
-    dialect: Dialect
-    public: bool = False
+from app.openapi.operations import embeddings_of, preview_of
 
 
 def routes(dialects: Sequence[Dialect], playground: bool = True) -> list[Route]:

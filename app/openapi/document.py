@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from app.dialects.contract import Manual
+from app.dialects.dialect import Manual
 from app.dialects.fields import Server
 from app.openapi.operations import Answer, Operation
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.dialects.contract import Dialect, Manual
+from app.dialects.dialect import Dialect, Manual
 from app.openapi.replies import Health, Model, ModelList, PreviewList, Probe
 
 Node = dict[str, Any]

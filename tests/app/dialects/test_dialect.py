@@ -8,7 +8,8 @@ import numpy as np
 import orjson
 import pytest
 
-from app.dialects.contract import Dialect, EmbeddingRequest, Failure, InvalidRequest, Reply, RequestItem, RequestLimits
+from app.dialects.contract import EmbeddingRequest, Failure, InvalidRequest, Reply, RequestItem, RequestLimits
+from app.dialects.dialect import Dialect
 from app.dialects.registry import DIALECTS
 from app.main import create_app
 from tests.conftest import Client, Serve
