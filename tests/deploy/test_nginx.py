@@ -257,7 +257,7 @@ def test_what_is_not_listed_is_closed(proxy: Proxy, path: str) -> None:
 
 def test_the_pages_open_with_their_line(folder: Proxy, replicas: list[Process]) -> None:
     with nginx(folder, [replica.port() for replica in replicas], WITH_PAGES) as proxy:
-        for path in ("/", "/docs", "/assets/docs.css", "/assets/playground.js", "/openapi.json"):
+        for path in ("/", "/docs", "/assets/docs/docs.css", "/assets/playground/playground.js", "/openapi.json"):
             assert proxy.get(path).status == 200
         assert b"embedding_ready 1.0" in proxy.get("/metrics").body
         assert proxy.get("/health").status == 404
