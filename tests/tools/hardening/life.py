@@ -387,4 +387,4 @@ def settings(site: Site) -> Outcome:
 
 def complaints(server: Process) -> list[str]:
     """The log's lines of a fault."""
-    return [line for line in server.stderr.splitlines() if re.match(r"\S+ \S+ (CRITICAL|ERROR) ", line)]
+    return [line for line in server.stderr.splitlines() if re.match(r"\S+ (CRITICAL|ERROR) ", line)]
