@@ -36,7 +36,7 @@ pytestmark = pytest.mark.tools
 @pytest.fixture(scope="module")
 def printed() -> list[str]:
     """What a short run prints, as a person starts it."""
-    command = [sys.executable, "-m", "app", "bench", "--peer", "library", "--device", "cpu", "--loads", "1x1,8x1"]
+    command = [sys.executable, "-m", "tests.tools.load.bench", "--peer", "library", "--device", "cpu", "--loads", "1x1,8x1"]
     run = subprocess.run(
         [*command, "--texts", "64", "--rounds", "2", "--seconds", "0.2"], cwd=ROOT, capture_output=True, text=True, timeout=280
     )
