@@ -77,7 +77,7 @@ SLOW := bfloat16 or browser or deploy or live or reference or tools
 SLOW_PATHS := tests/deploy tests/tools tests/app/static/test_playground.py
 # A worker has a core, and torch needs no more threads. What pytest makes of asserts is kept for the next run.
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 \
-	--dist loadfile
+	--dist loadfile --no-loadscope-reorder
 
 FAST_LANE = -m "not ($(SLOW))" $(SLOW_PATHS:%=--ignore=%)
 
